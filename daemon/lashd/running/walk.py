@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one walk: stage, hold, discover, plan, pull, verify, record, release.
+
+Every operation is this walk entered at some step. It knows nothing of jobs or of the bus; progress goes out through
+the one callback, and cancelling is asyncio cancellation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lashd.steps import pull as pulling
+from lashd.steps.decide import decide
+from lashd.steps.discover import discover
+from lashd.steps.plan import plan as make_plan
+from lashd.steps.plan import require_space
+from lashd.steps.record import Records
+from lashd.steps.verify import classify, repair, verify
+from lashd.things.host import HostBackend
+from lashd.things.store import Store
+from lashd.words.config import Settings
+from lashd.words.errors import ErrorName, LashdError
+from lashd.words.model import Deployment, Discovery, ImageState, Plan, Record, Role
+from lashd.words.progress import Report, Stage, StageStarted
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What a bind came to: the record it left, the plan it followed, and whether anything was fetched or repaired."""
+
+    record: Record
+    plan: Plan
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    backend: HostBackend
+    store: Store
+    records: Records
+    settings: Settings
+
+    async def upgrade(self, expected_digest: str | None, report: Report) -> Mapping[str, Any] | None:
+        """The whole walk for the host image that the host follows. None: nothing to do."""
+        followed = self._followed()
+        assert followed.image is not None
+        report(StageStarted(Stage.STAGE))
+        newest = await self.backend.check(followed.image)
+        if expected_digest and newest != expected_digest:
+            raise LashdError(
+                ErrorName.DIGEST_MISMATCH,
+                f"The newest image of {followed.image.reference} is {newest}, not {expected_digest} as expected; "
+                "nothing was changed. Look at the new image and ask again with its digest.",
+            )
+        staged = self.deployment(Role.STAGED)
+        if staged is None or staged.digest != newest:
+            booted = self.deployment(Role.BOOTED)
+            if staged is None and booted is not None and booted.digest == newest:
+                return None
+            fetched = await self.backend.fetch(followed.image, expected_digest=newest, report=report)
+            staged = await self.backend.stage(fetched, followed.image)
+        elif not staged.locked and self._released(staged):
+            return None
+        bound = await self.bind(staged, report)
+        return {
+            "deployment": staged.key,
+            "digest": newest,
+            "image": followed.image.reference,
+            **plan_facts(bound.plan),
+        }
+
+    async def bind(self, deployment: Deployment, report: Report) -> Bound:
+        """Make every bound image of `deployment` present and verified, record it, and release it when it is staged.
+
+        Raises BoundImageInvalid when an entry cannot be used, after the good ones were bound.
+        """
+        staged = Role.STAGED in deployment.roles
+        if staged:
+            report(StageStarted(Stage.HOLD))
+            await self.backend.hold(deployment)
+        report(StageStarted(Stage.DISCOVER))
+        found = await asyncio.to_thread(discover, deployment.root)
+        record = self.records.get(deployment.key)
+        vouched = self.records.vouched()
+        plan = await make_plan(
+            found.images, store=self.store, record=record, vouched=vouched, settings=self.settings, report=report
+        )
+        require_space(plan)
+        changed = False
+        if plan.absent:
+            await self.store.ensure()
+            await repair(plan.absent, self.store)
+            before = frozenset(self.store.index().layers)
+            await pulling.pull(plan, store=self.store, settings=self.settings, report=report)
+            vouched |= frozenset(self.store.index().layers) - before
+            changed = True
+        images = await verify(plan.images, self.store, vouched, report=report)
+        report(StageStarted(Stage.RECORD))
+        new = Record(deployment.key, deployment.digest, images, int(time.time()))
+        if record is None or (record.images, record.host_digest) != (new.images, new.host_digest):
+            await asyncio.to_thread(self.records.write, new)
+            changed = True
+        else:
+            new = record
+        refuse_bad(found, deployment)
+        if staged:
+            report(StageStarted(Stage.RELEASE))
+            changed |= await self._release(deployment, found, new)
+        return Bound(new, plan, changed)
+
+    async def plan(self, deployment: Deployment, report: Report) -> Plan:
+        """What a bind of `deployment` would do now; changes nothing."""
+        report(StageStarted(Stage.DISCOVER))
+        found = await asyncio.to_thread(discover, deployment.root)
+        return await make_plan(
+            found.images,
+            store=self.store,
+            record=self.records.get(deployment.key),
+            vouched=self.records.vouched(),
+            settings=self.settings,
+            report=report,
+        )
+
+    async def roll_back(self, *, drop_staged: bool, report: Report) -> Mapping[str, Any]:
+        """Make the rollback deployment the next boot, after its images were verified and, if need be, fetched again."""
+        target = self.deployment(Role.ROLLBACK)
+        if target is None:
+            raise LashdError(ErrorName.ROLLBACK_UNAVAILABLE)
+        staged = self.deployment(Role.STAGED)
+        if staged is not None and not drop_staged:
+            raise LashdError(
+                ErrorName.WOULD_DROP_STAGED,
+                f"Deployment {staged.version or staged.key} is staged and a rollback would drop it; nothing was "
+                "changed. Ask again with 'drop-staged' if that is wanted.",
+            )
+        try:
+            bound = await self.bind(target, report)
+        except LashdError as error:
+            if error.name in (ErrorName.CANCELLED, ErrorName.BOUND_IMAGE_INVALID):
+                raise
+            raise LashdError(
+                ErrorName.ROLLBACK_IMAGES_MISSING,
+                f"The rollback deployment's images are not complete and could not be repaired, so nothing was "
+                f"changed: {error.message}",
+                retryable=error.retryable,
+            ) from error
+        report(StageStarted(Stage.STAGE))
+        await self.backend.roll_back(target, drop_staged=drop_staged)
+        return {"deployment": target.key, "version": target.version or "", **plan_facts(bound.plan)}
+
+    def deployment(self, role: Role) -> Deployment | None:
+        return next((deployment for deployment in self.backend.deployments() if role in deployment.roles), None)
+
+    def _followed(self) -> Deployment:
+        """The deployment whose image an upgrade follows: as with bootc, the staged one's, else the booted one's."""
+        for role in (Role.STAGED, Role.BOOTED):
+            deployment = self.deployment(role)
+            if deployment is not None and deployment.image is not None:
+                return deployment
+        raise LashdError(
+            ErrorName.UNSUPPORTED_HOST,
+            "The booted deployment does not follow a container image (its origin names none), so there is nothing to "
+            "upgrade to; switch the host to an image first.",
+        )
+
+    def _released(self, staged: Deployment) -> bool:
+        """Whether a staged deployment that nobody holds was also bound completely."""
+        found = discover(staged.root)
+        return decide(found, self.records.get(staged.key), self.states(staged, found)).release
+
+    def states(self, deployment: Deployment, found: Discovery) -> dict[str, ImageState]:
+        """The state of each bound image in the store, by unit."""
+        record, vouched = self.records.get(deployment.key), self.records.vouched()
+        return {image.unit: classify(image, record, self.store, vouched)[0] for image in found.images}
+
+    async def _release(self, deployment: Deployment, found: Discovery, record: Record) -> bool:
+        decision = decide(found, record, self.states(deployment, found))
+        if not decision.release:
+            raise LashdError(ErrorName.HELD, " ".join(sentence for _code, sentence in decision.reasons))
+        now = self.deployment(Role.STAGED)
+        if now is None or now.key != deployment.key:
+            raise LashdError(
+                ErrorName.DIGEST_MISMATCH,
+                "Another deployment was staged while this one was being bound; it was not released. Try again.",
+                retryable=True,
+            )
+        if not now.locked:
+            return False
+        await self.backend.release(deployment)
+        return True
+
+
+def refuse_bad(found: Discovery, deployment: Deployment) -> None:
+    """Raise BoundImageInvalid when an entry of `deployment` cannot be used: it is never released."""
+    if found.bad:
+        raise LashdError(
+            ErrorName.BOUND_IMAGE_INVALID,
+            f"Deployment {deployment.version or deployment.key} has "
+            f"{len(found.bad)} bound {'entry' if len(found.bad) == 1 else 'entries'} that cannot be used, so it stays "
+            "held; mend them in the host image. " + " ".join(f"{entry.unit}: {entry.problem}" for entry in found.bad),
+        )
+
+
+def plan_facts(plan: Plan) -> dict[str, Any]:
+    """The figures of a plan as job details: bytes and counts."""
+    return {
+        "bytes-to-fetch": plan.bytes_to_fetch,
+        "bytes-on-disk": plan.bytes_on_disk,
+        "bytes-free": plan.bytes_free,
+        "images": len(plan.images),
+        "images-to-fetch": len(plan.absent),
+        "fits": plan.fits,
+    }

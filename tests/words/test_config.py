@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings: which file wins, and errors that name the file and the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lashd.words.config import load
+from lashd.words.errors import ErrorName, LashdError
+
+
+def put(base: Path, name: str, text: str) -> Path:
+    base.mkdir(exist_ok=True)
+    (base / name).write_text(text)
+    return base
+
+
+def test_defaults_without_any_file(tmp_path: Path) -> None:
+    settings = load([tmp_path / "absent"])
+    assert settings.store == Path("/sysroot/ostree/bootc/storage")
+    assert settings.store_run == Path("/run/bootc/storage")
+    assert settings.pull.parallel == 0
+
+
+def test_order_of_weight(tmp_path: Path) -> None:
+    usr = put(tmp_path / "usr", "10-a.toml", "[pull]\nparallel = 1\nattempts = 3\n")
+    put(usr, "20-b.toml", "[pull]\nparallel = 2\n")
+    etc = put(tmp_path / "etc", "10-a.toml", "[pull]\nparallel = 9\n")
+    put(etc, "30-c.toml", "[host]\nsysroot = '/mnt/x'\n")
+    settings = load([usr, etc])
+    assert settings.pull.parallel == 2
+    assert settings.pull.attempts == 6, "10-a.toml of /etc replaces that of /usr/lib"
+    assert settings.store == Path("/mnt/x/ostree/bootc/storage")
+    assert settings.store_run == settings.paths.run / "storage"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[pull]\nparallel = 'many'\n", ["10-x.toml", "pull.parallel", "integer"]),
+        ("[pull]\nparalel = 3\n", ["10-x.toml", "pull.paralel"]),
+        ("[pull]\nparallel = -1\n", ["10-x.toml", "pull.parallel"]),
+        ("[nonsense]\na = 1\n", ["nonsense"]),
+        ("parallel = 1\n", ["10-x.toml", "'parallel'", "section"]),
+        ("[pull\n", ["10-x.toml", "line 1"]),
+        ("\udcff".encode(errors="surrogateescape").decode("latin-1"), ["10-x.toml"]),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, words: list[str]) -> None:
+    with pytest.raises(LashdError) as caught:
+        load([put(tmp_path / "etc", "10-x.toml", text)])
+    assert caught.value.name is ErrorName.INVALID_ARGUMENT
+    for word in words:
+        assert word in caught.value.message
