@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a kind of host must offer. Adding a kind of host is adding one module that does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from lashd.words.config import Settings
+from lashd.words.model import Deployment, HostImage
+from lashd.words.progress import Report
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A host image that lies on this host, ready to be staged.
+
+    `checksum` is its commit, `digest` that of its manifest; `changed` says that it is not what boots next anyway;
+    `dropped` lists, ready to be shown, entries of the image that this kind of host cannot hold.
+    """
+
+    checksum: str
+    digest: str
+    changed: bool
+    dropped: tuple[str, ...] = ()
+
+
+class HostBackend(Protocol):
+    """One kind of host. What changes the host needs uid 0 and raises LashdError; what looks at it never does.
+
+    Changes fail with SysrootLocked when another program holds the host's lock for longer than a bounded wait, with
+    HostCommandFailed when the host's own tools refuse, with NoSpace when the disk is full.
+    """
+
+    kind: str
+
+    def deployments(self) -> tuple[Deployment, ...]:
+        """In boot order, a staged one first. Read from files: no lock, no process; what cannot be read is left out."""
+        ...
+
+    async def check(self, image: HostImage) -> str:
+        """The manifest digest that `image` means in its registry now."""
+        ...
+
+    async def fetch(self, image: HostImage, *, expected_digest: str | None, report: Report) -> Fetched:
+        """Bring `image` onto the host, only the layers that are not there yet. What has arrived stays when it fails.
+
+        Raises DigestMismatch when the image is not `expected_digest`, and what a registry can answer.
+        """
+        ...
+
+    async def stage(self, fetched: Fetched, image: HostImage) -> Deployment:
+        """Make it the deployment that boots next, held from its first instant on; it will follow `image`.
+
+        A sysroot that is not booted has no staging: there it is installed at once.
+        """
+        ...
+
+    async def hold(self, deployment: Deployment) -> None:
+        """Forbid the staged `deployment` to be finalised. Raises NothingStaged, DigestMismatch when it is another."""
+        ...
+
+    async def release(self, deployment: Deployment) -> None:
+        """Take lashd's own hold from the staged `deployment`.
+
+        Raises NothingStaged; DigestMismatch when another one is staged; Held when somebody else holds it.
+        """
+        ...
+
+    async def discard(self, deployment: Deployment) -> None:
+        """Remove a deployment that is neither booted nor pinned."""
+        ...
+
+    async def roll_back(self, to: Deployment, *, drop_staged: bool = False) -> bool:
+        """Make `to` boot next; answers whether that changed anything.
+
+        Raises WouldDropStaged while one is staged, unless `drop_staged`.
+        """
+        ...
+
+    async def prune(self, keep: tuple[Fetched, ...] = ()) -> int:
+        """Remove layers and images that neither a deployment nor `keep` needs; answers the bytes that were freed."""
+        ...
+
+    def space(self) -> int:
+        """Free bytes where host images are kept."""
+        ...
+
+
+def find_host(settings: Settings) -> HostBackend:
+    """The backend for this host. Raises UnsupportedHost."""
+    from lashd.things.ostree.backend import OstreeBackend
+
+    return OstreeBackend(settings)

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `ostree` host backend: a host with ostree and without bootc, or a sysroot in a directory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from lashd.things.host import Fetched
+from lashd.things.ostree import names
+from lashd.things.ostree.client import Worker, require_root
+from lashd.things.ostree.deployments import OstreeSysroot
+from lashd.things.ostree.fetch import ImageFetch, OpenProxy
+from lashd.things.ostree.image import check_signature_rule
+from lashd.things.ostree.lockfile import Lock, read_lock, write_lock
+from lashd.words.config import Settings
+from lashd.words.errors import ErrorName, LashdError
+from lashd.words.files import sync_filesystem
+from lashd.words.model import Deployment, HostImage, Role
+from lashd.words.progress import Report
+
+
+class OstreeBackend:
+    """See HostBackend. Raises UnsupportedHost when there is no ostree sysroot."""
+
+    kind = "ostree"
+
+    def __init__(self, settings: Settings, open_proxy: OpenProxy | None = None) -> None:
+        self._settings = settings
+        self._sysroot = OstreeSysroot(settings)
+        if not self._sysroot.repository.is_dir():
+            raise LashdError(
+                ErrorName.UNSUPPORTED_HOST,
+                f"There is no ostree repository in {settings.host.sysroot}; lashd works on hosts that boot from "
+                "ostree, and on sysroots that 'ostree admin init-fs' has made.",
+            )
+        if settings.booted_sysroot and not self._sysroot.booted:
+            raise LashdError(ErrorName.UNSUPPORTED_HOST, "This system was not booted from ostree.")
+        self._worker = Worker(settings, booted=self._sysroot.booted)
+        self._open_proxy = open_proxy or _skopeo(settings)
+
+    def deployments(self) -> tuple[Deployment, ...]:
+        return self._sysroot.deployments()
+
+    def space(self) -> int:
+        found = os.statvfs(self._sysroot.repository)
+        return found.f_bavail * found.f_frsize
+
+    async def check(self, image: HostImage) -> str:
+        check_signature_rule(image, self._settings.paths.root)
+        async with self._open_proxy() as proxy:
+            opened = await proxy.open(names.skopeo_name(image.transport, image.reference))
+            return (await proxy.manifest(opened))[0]
+
+    async def fetch(self, image: HostImage, *, expected_digest: str | None, report: Report) -> Fetched:
+        check_signature_rule(image, self._settings.paths.root)
+        fetch = ImageFetch(
+            self._settings,
+            image,
+            sysroot=self._sysroot,
+            worker=self._worker,
+            open_proxy=self._open_proxy,
+            report=report,
+            free=self.space,
+        )
+        commit, digest, dropped = await fetch.run(expected_digest)
+        # libostree syncs objects, but not the refs that name them.
+        await asyncio.to_thread(sync_filesystem, self._sysroot.repository)
+        following = self.deployments()
+        changed = not following or following[0].digest != digest
+        return Fetched(commit, digest, changed, dropped)
+
+    async def stage(self, fetched: Fetched, image: HostImage) -> Deployment:
+        staged = self._staged()
+        if staged is not None and staged.checksum == fetched.checksum and staged.image == image:
+            await self.hold(staged)
+            return self._by_key(staged.key)
+        key = await self._worker.change(
+            "deploy",
+            commit=fetched.checksum,
+            origin=names.format_origin_image(image.reference, image.transport, image.signature),
+            stateroot="" if self._sysroot.booted else self._settings.host.stateroot,
+        )
+        return self._by_key(key)
+
+    async def hold(self, deployment: Deployment) -> None:
+        require_root()
+        self._require_staged(deployment)
+        run = self._settings.paths.ostree_run
+        present = read_lock(run)
+        # Whether the staged deployment's own key is ours to take away is known only to the lock that was there first.
+        with_key = present is not None and present.is_for(deployment.key) and present.with_key
+        write_lock(run, Lock(deployment.key, with_key))
+
+    async def release(self, deployment: Deployment) -> None:
+        self._require_staged(deployment)
+        await self._worker.change("release", key=deployment.key)
+
+    async def discard(self, deployment: Deployment) -> None:
+        await self._worker.change("remove", key=deployment.key)
+
+    async def roll_back(self, to: Deployment, *, drop_staged: bool = False) -> bool:
+        changed: bool = await self._worker.change("set-first", key=to.key, drop_staged=drop_staged)
+        return changed
+
+    async def prune(self, keep: tuple[Fetched, ...] = ()) -> int:
+        freed = await self._worker.change("prune", keep=[fetched.checksum for fetched in keep])
+        return int(freed["bytes"])
+
+    def _staged(self) -> Deployment | None:
+        return next((one for one in self.deployments() if Role.STAGED in one.roles), None)
+
+    def _require_staged(self, deployment: Deployment) -> None:
+        staged = self._staged()
+        if staged is None:
+            raise LashdError(ErrorName.NOTHING_STAGED)
+        if staged.key != deployment.key:
+            raise LashdError(
+                ErrorName.DIGEST_MISMATCH,
+                f"The deployment {deployment.key} is no longer the staged one ({staged.key} is); nothing was changed.",
+            )
+
+    def _by_key(self, key: str) -> Deployment:
+        for deployment in self.deployments():
+            if deployment.key == key:
+                return deployment
+        raise LashdError(
+            ErrorName.HOST_COMMAND_FAILED,
+            f"ostree deployed {key}, but the deployment cannot be found; look at 'ostree admin status'.",
+        )
+
+
+def _skopeo(settings: Settings) -> OpenProxy:
+    from lashd.things.proxy import ImageProxy
+
+    return lambda: ImageProxy(settings)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Single files of an ostree host, read for what they say: commits, origins, boot entries. Nothing here fails."""
+
+from __future__ import annotations
+
+import configparser
+import contextlib
+import ctypes
+import functools
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from lashd.things.gvariant import parse
+from lashd.things.ostree import names
+from lashd.words.model import HostImage
+
+_COMMIT_TYPE = "(a{sv}aya(say)sstayay)"
+_FILE_LIMIT = 16 * 1024 * 1024
+_compare_versions = ctypes.CDLL(None).strverscmp
+
+
+@dataclass(frozen=True, slots=True)
+class CommitFacts:
+    """What a commit says of the image it was made from; `layers` are its digests from the lowest up."""
+
+    digest: str | None = None
+    version: str | None = None
+    timestamp: int | None = None
+    layers: tuple[str, ...] = ()
+    ours: bool = False  # a layer that lashd imported
+    dropped: tuple[str, ...] = ()  # of an image: what ostree cannot hold
+
+
+def read(path: Path) -> bytes:
+    """The file's content, empty when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(_FILE_LIMIT)
+    except OSError:
+        return b""
+
+
+def boot_links(entries: Path) -> list[str]:
+    """The `ostree=` arguments of all boot entries, the one that boots next first."""
+    found: list[tuple[str, str]] = []
+    with contextlib.suppress(OSError):
+        for entry in sorted(entries.iterdir()):
+            if entry.name.startswith("ostree-") and entry.suffix == ".conf":
+                fields = _entry_fields(read(entry).decode("utf-8", "replace"))
+                link = next((o[7:] for o in fields.get("options", "").split(" ") if o.startswith("ostree=")), "")
+                found.append((fields.get("version", ""), link))
+    return [link for _, link in sorted(found, key=functools.cmp_to_key(_later_first))]
+
+
+def _later_first(one: tuple[str, str], other: tuple[str, str]) -> int:
+    """As libostree: the higher version first, entries without one last."""
+    if one[0] and other[0]:
+        return -int(_compare_versions(one[0].encode(), other[0].encode()))
+    return bool(other[0]) - bool(one[0])
+
+
+def _entry_fields(text: str) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        key, _, value = line.strip().replace("\t", " ", 1).partition(" ")
+        if key and not key.startswith("#"):
+            fields[key] = value.strip()
+    return fields
+
+
+def parse_origin(text: str) -> tuple[HostImage | None, bool]:
+    origin = configparser.RawConfigParser(strict=False, delimiters=("=",), comment_prefixes=("#",))
+    with contextlib.suppress(configparser.Error):
+        origin.read_string(text)
+    pinned = origin.get("libostree-transient", "pinned", fallback="") == "true"
+    try:
+        reference, transport, signature = names.parse_origin_image(
+            origin.get("origin", "container-image-reference", fallback="")
+        )
+    except ValueError:
+        return None, pinned
+    return HostImage(reference, transport, signature), pinned
+
+
+def commit_facts(data: bytes) -> CommitFacts:
+    try:
+        # Written by this machine's kind, but for the time: ostree's own numbers are big-endian everywhere.
+        metadata, _, _, _, _, raw_time, _, _ = parse(_COMMIT_TYPE, data)
+        timestamp = int.from_bytes(raw_time.to_bytes(8, "big"), sys.byteorder)
+    except (ValueError, TypeError):
+        return CommitFacts()
+    digest = _text(metadata.get(names.META_DIGEST))
+    version = _text(metadata.get(names.META_VERSION)) or _version_label(_text(metadata.get(names.META_CONFIG)))
+    layers = _manifest_layers(_text(metadata.get(names.META_MANIFEST)))
+    dropped = metadata.get(names.META_DROPPED, [])
+    return CommitFacts(digest, version, timestamp, layers, names.META_LAYER in metadata, tuple(dropped))
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _version_label(config: str | None) -> str | None:
+    with contextlib.suppress(ValueError, AttributeError, TypeError):
+        labels = json.loads(config or "{}").get("config", {}).get("Labels", {})
+        return _text(labels.get("org.opencontainers.image.version")) or _text(labels.get("version"))
+    return None
+
+
+def _manifest_layers(manifest: str | None) -> tuple[str, ...]:
+    with contextlib.suppress(ValueError, AttributeError, TypeError, KeyError):
+        return tuple(str(layer["digest"]) for layer in json.loads(manifest or "{}").get("layers", ()))
+    return ()

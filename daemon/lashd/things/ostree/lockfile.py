@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ostree's finalisation lock file: while it exists, whatever is staged is not finalised at shutdown.
+
+ostree only looks whether it is there. Ours says in its content that it is ours and for which deployment, so that
+nobody else's is ever taken away. Standard library only: the worker uses it too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+STAGED = "staged-deployment"
+LOCK = "staged-deployment-locked"
+_MARK = "lashd"
+# In place of a deployment's key while one is being staged.
+STAGING = "staging"
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """Who holds. `deployment` is its key (or STAGING), empty when the lock is not ours.
+
+    `with_key` says that lashd also set the `locked` key in the staged deployment's own file.
+    """
+
+    deployment: str = ""
+    with_key: bool = False
+
+    @property
+    def ours(self) -> bool:
+        return bool(self.deployment)
+
+    def is_for(self, key: str) -> bool:
+        return self.deployment in (key, STAGING)
+
+
+def read_lock(ostree_run: Path) -> Lock | None:
+    """The lock that is set, None without one. Raises OSError when it can be seen but not read."""
+    try:
+        with open(ostree_run / LOCK, encoding="utf-8", errors="replace") as file:
+            text = file.read(4096)
+    except FileNotFoundError:
+        return None
+    lines = text.splitlines()
+    if len(lines) < 2 or lines[0] != _MARK:
+        return Lock()
+    return Lock(lines[1], "key" in lines[2:])
+
+
+def write_lock(ostree_run: Path, lock: Lock, *, take_over: bool = False) -> Lock:
+    """Set the lock, replacing one of ours; somebody else's stays unless `take_over`.
+
+    Answers the lock that is set now. Raises OSError.
+    """
+    path = ostree_run / LOCK
+    partial = ostree_run / f".{LOCK}.{os.getpid()}"
+    text = f"{_MARK}\n{lock.deployment}\n" + ("key\n" if lock.with_key else "")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.chmod(0o640)
+        # At no moment is there no lock, and at no moment one without its content.
+        present = read_lock(ostree_run)
+        if present is None:
+            with contextlib.suppress(FileExistsError):
+                path.hardlink_to(partial)
+                return lock
+            present = read_lock(ostree_run)
+        if present is not None and not present.ours and not take_over:
+            return present
+        partial.rename(path)
+        return lock
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def remove_lock(ostree_run: Path) -> None:
+    (ostree_run / LOCK).unlink(missing_ok=True)

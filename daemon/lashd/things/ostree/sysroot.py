@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Changes to the list of deployments, by libostree and under its own lock. Runs in the worker only."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gi
+
+gi.require_version("OSTree", "1.0")
+from gi.repository import Gio, GLib, OSTree  # noqa: E402  (the version has to be asked for first)
+
+from lashd.things.ostree import names  # noqa: E402
+from lashd.things.ostree.lockfile import STAGING, Lock, read_lock, remove_lock, write_lock  # noqa: E402
+from lashd.words.errors import ErrorName, LashdError  # noqa: E402
+
+# libostree writes and removes the lock file here and nowhere else.
+_RUN = Path("/run/ostree")
+_STATEROOT = "default"  # bootc's name for the first one
+_LOCK_POLL_SECONDS = 0.2
+
+
+class Sysroot:
+    """A sysroot, locked for the life of the process. `booted`: the one this system runs from."""
+
+    def __init__(self, path: Path, *, booted: bool, timeout: float) -> None:
+        self._booted = booted
+        self._sysroot = OSTree.Sysroot.new(Gio.File.new_for_path("/" if booted else str(path)))
+        # We run in a mount namespace of our own: libostree may make /sysroot and /boot writable in it.
+        self._sysroot.set_mount_namespace_in_use()
+        self._lock(timeout)
+        self._sysroot.load(None)
+
+    def _lock(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while not self._sysroot.try_lock()[1]:
+            if time.monotonic() > deadline:
+                raise LashdError(
+                    ErrorName.SYSROOT_LOCKED,
+                    f"Another program has held the lock of the system's deployments for more than {timeout:.0f} "
+                    "seconds; nothing was changed. Try again when it has ended.",
+                )
+            time.sleep(_LOCK_POLL_SECONDS)
+
+    def deploy(self, commit: str, origin_image: str, stateroot: str) -> str:
+        """Deploy `commit`: staged and locked on the booted system, else installed at once. Answers its key."""
+        origin = GLib.KeyFile.new()
+        origin.set_string("origin", "container-image-reference", origin_image)
+        stateroot = stateroot or self._only_stateroot()
+        merge = self._sysroot.get_merge_deployment(stateroot)
+        self._sysroot.prepare_cleanup(None)
+        if self._booted:
+            return self._stage(commit, origin, stateroot, merge)
+        _, new = self._sysroot.deploy_tree(stateroot, commit, origin, merge, None, None)
+        flags = OSTree.SysrootSimpleWriteDeploymentFlags.NONE
+        self._sysroot.simple_write_deployment(stateroot, new, merge, flags, None)
+        self._sysroot.cleanup(None)
+        return _key(new)
+
+    def _only_stateroot(self) -> str:
+        booted = self._sysroot.get_booted_deployment()
+        if booted is not None:
+            return str(booted.get_osname())
+        found = sorted({deployment.get_osname() for deployment in self._sysroot.get_deployments()})
+        if not found:
+            directory = Path(self._sysroot.get_path().get_path(), "ostree/deploy")
+            found = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+        if len(found) > 1:
+            raise LashdError(
+                ErrorName.INVALID_ARGUMENT,
+                f"This sysroot has the stateroots {', '.join(found)}; say which one in the settings, [host] stateroot.",
+            )
+        stateroot = found[0] if found else _STATEROOT
+        if not found:
+            self._sysroot.init_osname(stateroot, None)
+        return stateroot
+
+    def _stage(self, commit: str, origin: Any, stateroot: str, merge: Any) -> str:
+        options = OSTree.SysrootDeployTreeOpts()
+        with_key = hasattr(options, "locked")
+        if with_key:
+            # The one hold that is there in the same instant as the deployment, and survives what libostree does
+            # afterwards: it removes the lock file once it has removed a deployment that was staged before.
+            options.locked = True
+        before = read_lock(_RUN)
+        if before is None:
+            write_lock(_RUN, Lock(STAGING, with_key))
+        try:
+            _, new = self._sysroot.stage_tree_with_options(stateroot, commit, origin, merge, options, None)
+        except BaseException:
+            if before is None and read_lock(_RUN) == Lock(STAGING, with_key):
+                remove_lock(_RUN)
+            raise
+        # A lock of somebody else's held the deployment that has just been replaced: newer versions of libostree
+        # remove it themselves.
+        write_lock(_RUN, Lock(_key(new), with_key), take_over=before is not None)
+        return _key(new)
+
+    def set_first(self, key: str, *, drop_staged: bool) -> bool:
+        """Make the deployment `key` the one that boots next; answers whether that changed anything."""
+        target = self._find(key)
+        deployments = list(self._sysroot.get_deployments())
+        staged = self._sysroot.get_staged_deployment()
+        if staged is not None and not drop_staged:
+            # libostree keeps a staged deployment only in the first place, where it would undo the rollback.
+            raise LashdError(ErrorName.WOULD_DROP_STAGED)
+        if staged is not None and _key(staged) == key:
+            raise LashdError(ErrorName.ROLLBACK_UNAVAILABLE, f"The deployment {key} is only staged.")
+        rest = [one for one in deployments if _key(one) != key and not one.is_staged()]
+        if [_key(target), *map(_key, rest)] == list(map(_key, deployments)):
+            return False
+        self._sysroot.write_deployments([target, *rest], None)
+        self._sysroot.cleanup(None)
+        return True
+
+    def remove(self, key: str) -> None:
+        """Take the deployment `key` away; with a staged one its lock goes too."""
+        target = self._find(key)
+        booted = self._sysroot.get_booted_deployment()
+        if booted is not None and _key(booted) == key:
+            raise LashdError(ErrorName.INVALID_ARGUMENT, "The deployment that is running cannot be discarded.")
+        if target.is_pinned():
+            raise LashdError(ErrorName.INVALID_ARGUMENT, f"The deployment {key} is pinned; unpin it first.")
+        rest = [one for one in self._sysroot.get_deployments() if _key(one) != key]
+        if not rest:
+            raise LashdError(ErrorName.INVALID_ARGUMENT, "The only deployment cannot be discarded.")
+        self._sysroot.write_deployments(rest, None)
+        self._sysroot.cleanup(None)
+
+    def release(self, key: str) -> None:
+        """Let the staged deployment `key` be finalised. Only lashd's own hold is taken away."""
+        staged = self._sysroot.get_staged_deployment()
+        if staged is None:
+            raise LashdError(ErrorName.NOTHING_STAGED)
+        if _key(staged) != key:
+            raise LashdError(
+                ErrorName.DIGEST_MISMATCH,
+                f"The deployment {key} is no longer the staged one ({_key(staged)} is); nothing was released.",
+            )
+        lock = read_lock(_RUN)
+        key_set = _has_locked_key(staged)
+        if (lock is not None and not (lock.ours and lock.is_for(key))) or (key_set and not (lock and lock.with_key)):
+            raise LashdError(
+                ErrorName.HELD,
+                f"The staged deployment {key} is locked by someone else, so lashd does not release it; "
+                "'ostree admin lock-finalization --unlock' does.",
+            )
+        if key_set:
+            self._sysroot.change_finalization(staged)
+        remove_lock(_RUN)
+
+    def prune(self, keep: Sequence[str]) -> dict[str, int]:
+        """Drop refs of images and layers that no deployment and none of the commits `keep` needs, then their objects.
+
+        Answers how many layers and objects went, and the bytes that were freed.
+        """
+        repository = self._sysroot.repo()
+        origins = {_origin_ref(deployment) for deployment in self._sysroot.get_deployments()}
+        kept = {deployment.get_csum() for deployment in self._sysroot.get_deployments()} | set(keep)
+        layers: set[str] = set()
+        for commit in kept:
+            layers |= _layers_of(repository, commit)
+        _, refs = repository.list_refs_ext(None, OSTree.RepoListRefsExtFlags.NONE, None)
+        gone = 0
+        for ref, commit in refs.items():
+            if ref.startswith(names.IMAGE_PREFIX + "/") and ref not in origins and commit not in kept:
+                repository.set_ref_immediate(None, ref, None, None)
+            if ref.startswith(names.LAYER_PREFIX + "/") and ref not in layers:
+                repository.set_ref_immediate(None, ref, None, None)
+                gone += 1
+        self._sysroot.prepare_cleanup(None)
+        _, _, objects, size = repository.prune(OSTree.RepoPruneFlags.REFS_ONLY, 0, None)
+        return {"layers": gone, "objects": objects, "bytes": size}
+
+    def _find(self, key: str) -> Any:
+        for deployment in self._sysroot.get_deployments():
+            if _key(deployment) == key:
+                return deployment
+        raise LashdError(ErrorName.INVALID_ARGUMENT, f"There is no deployment {key} on this host any more.")
+
+
+def _key(deployment: Any) -> str:
+    return f"{deployment.get_csum()}.{deployment.get_deployserial()}"
+
+
+def _has_locked_key(deployment: Any) -> bool:
+    return hasattr(deployment, "is_finalization_locked") and bool(deployment.is_finalization_locked())
+
+
+def _origin_ref(deployment: Any) -> str | None:
+    origin = deployment.get_origin()
+    try:
+        text = origin.get_string("origin", "container-image-reference") if origin is not None else ""
+        reference, transport, _ = names.parse_origin_image(text)
+    except (GLib.Error, ValueError):
+        return None
+    return names.image_ref(transport, reference)
+
+
+def _layers_of(repository: Any, commit: str) -> set[str]:
+    """Refs of the layers that the image of `commit` stands on."""
+    try:
+        _, variant, _ = repository.load_commit(commit)
+    except GLib.Error:
+        return set()
+    found = variant.get_child_value(0).lookup_value(names.META_MANIFEST, GLib.VariantType("s"))
+    if found is None:
+        return set()
+    return {names.layer_ref(layer["digest"]) for layer in json.loads(found.get_string()).get("layers", [])}

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lashd.things.ostree.lockfile import LOCK, STAGING, Lock, read_lock, remove_lock, write_lock
+
+KEY = "a" * 64 + ".0"
+OTHER = "b" * 64 + ".1"
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    assert read_lock(tmp_path) is None
+    for lock in (Lock(KEY), Lock(KEY, with_key=True), Lock(STAGING)):
+        assert write_lock(tmp_path, lock) == lock == read_lock(tmp_path)
+        assert lock.ours
+    assert (tmp_path / LOCK).stat().st_mode & 0o777 == 0o640
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+    remove_lock(tmp_path)
+    remove_lock(tmp_path)
+    assert read_lock(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"lashd", b"lashd\n", b"other\nx\n", b"\xff\xfe" * 5000])
+def test_what_others_wrote_stays(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / LOCK).write_bytes(content)
+    lock = read_lock(tmp_path)
+    assert lock is not None
+    assert not lock.ours
+    assert not lock.is_for(KEY)
+    assert write_lock(tmp_path, Lock(KEY)) == lock
+    assert (tmp_path / LOCK).read_bytes() == content
+    assert write_lock(tmp_path, Lock(KEY), take_over=True) == Lock(KEY) == read_lock(tmp_path)
+
+
+def test_whom_it_is_for() -> None:
+    assert Lock(KEY).is_for(KEY)
+    assert not Lock(KEY).is_for(OTHER)
+    assert Lock(STAGING).is_for(KEY)
