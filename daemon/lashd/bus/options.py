@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `a{sv}` options of each method: which keys there are, their types and their limits.
+
+A key that a method would not honour is not in its table: whoever sends it learns so, instead of trusting it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lashd.words.errors import ErrorName, LashdError
+from lashd.words.reference import is_digest
+
+Options = dict[str, Any]
+
+# Longest string that an option may hold (characters); all of them are names, digests or one sentence.
+LONGEST = 512
+# Longest time that one Wait may take (milliseconds).
+LONGEST_WAIT = 3_600_000
+DEFAULT_WAIT = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """`check` returns what is wrong with a value, as the end of a sentence, or nothing."""
+
+    signature: str
+    check: Callable[[Any], str] = lambda value: ""
+
+
+def _one_of(*words: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        return "" if value in words else f"must be one of {', '.join(words)}"
+
+    return check
+
+
+def _digest(value: Any) -> str:
+    return "" if is_digest(value) else "must be a digest (sha256: and 64 hexadecimal digits)"
+
+
+def _not_empty(value: Any) -> str:
+    return "" if value else "must not be empty"
+
+
+def _short_wait(value: Any) -> str:
+    return "" if value <= LONGEST_WAIT else f"must not be more than {LONGEST_WAIT}"
+
+
+WHO = {"initiator": Option("s"), "reason": Option("s")}
+CHANGE = WHO | {"idempotency-key": Option("s", _not_empty)}
+
+METHODS: dict[str, dict[str, Option]] = {
+    "Upgrade": CHANGE | {"expected-digest": Option("s", _digest)},
+    "Rollback": CHANGE | {"drop-staged": Option("b")},
+    "Bind": CHANGE | {"deployment": Option("s", _not_empty)},
+    "Plan": CHANGE | {"deployment": Option("s", _not_empty), "kind": Option("s", _one_of("bind", "upgrade"))},
+    "ListBound": {"deployment": Option("s", _not_empty)},
+    "ListDeployments": {},
+    "ListJobs": {},
+    "Cancel": WHO,
+    "Wait": {"timeout-ms": Option("u", _short_wait)},
+}
+
+
+def decode(method: str, given: Mapping[str, Any]) -> Options:
+    """Plain values of the options `given` to `method`. Raises InvalidArgument that names the key."""
+    table = METHODS[method]
+    decoded: Options = {}
+    for key, variant in given.items():
+        option = table.get(key)
+        if option is None:
+            known = ", ".join(f"'{name}'" for name in table) or "none"
+            raise _invalid(f"{method} has no option {_shown(key)}; it knows {known}")
+        if variant.signature != option.signature:
+            raise _invalid(
+                f"The option '{key}' of {method} must be of type '{option.signature}', not {_shown(variant.signature)}"
+            )
+        value = variant.value
+        if isinstance(value, str):
+            _check_text(method, key, value)
+        if problem := option.check(value):
+            raise _invalid(f"The option '{key}' of {method} {problem}")
+        decoded[key] = value
+    return decoded
+
+
+def _check_text(method: str, key: str, value: str) -> None:
+    if len(value) > LONGEST:
+        raise _invalid(f"The option '{key}' of {method} has {len(value)} characters; {LONGEST} are allowed")
+    # It ends up in the journal and on terminals.
+    if not value.isprintable():
+        raise _invalid(f"The option '{key}' of {method} must not have control characters or line breaks")
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 64 else text[:64] + "…")
+
+
+def _invalid(what: str) -> LashdError:
+    return LashdError(ErrorName.INVALID_ARGUMENT, f"{what}. Nothing was changed.")

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a service on the system bus needs and the D-Bus libraries do not do.
+
+Most of it is about dbus-next 0.2.3, which has no newer release. The class to repair is given from outside, because only
+`library` imports it. Each method below replaces one of the library's; the comments say what happens without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import struct
+import sys
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+# So many messages are handled before the rest of the loop (our answers, for one) gets its turn.
+BATCH = 32
+# So many parsed signatures are remembered.
+SIGNATURES = 500
+_FIXED_HEADER = 16
+
+
+def _length(header: bytes) -> int:
+    """The length in bytes of the whole message that begins with `header`. Raises ValueError."""
+    order = {b"l": "<", b"B": ">"}.get(bytes(header[:1]))
+    if order is None or len(header) < _FIXED_HEADER:
+        raise ValueError("not a D-Bus message")
+    body, _serial, fields = struct.unpack_from(f"{order}III", header, 4)
+    return int(_FIXED_HEADER + fields + -fields % 8 + body)
+
+
+class _TooLarge(Exception):
+    def __init__(self, rest: int) -> None:
+        self.rest = rest
+        super().__init__(f"{rest} bytes")
+
+
+class PatientSocket:
+    """The socket that a library writes to. Both take a full socket for a broken one, and end the connection.
+
+    Nothing sent is what they understand: they then wait until the socket takes more.
+    """
+
+    def __init__(self, inner: socket.socket) -> None:
+        self._inner = inner
+
+    def send(self, data: bytes) -> int:
+        try:
+            return self._inner.send(data)
+        except BlockingIOError:
+            return 0
+
+
+def repaired(base: Any) -> Any:
+    """dbus-next's MessageBus with the repairs; `largest` is the size in bytes above which a message is dropped."""
+    module: Any = sys.modules[base.__module__]
+    signatures: dict[str, Any] = sys.modules[f"{base.__module__.split('.')[0]}.signature"].SignatureTree._cache
+
+    class Unmarshaller(module.Unmarshaller):  # type: ignore[misc]
+        largest = sys.maxsize
+
+        def read(self, n: int, prefetch: bool = False) -> Any:
+            # The library takes whatever length the header names, and builds objects of many times that size.
+            if prefetch and n > self.largest:
+                raise _TooLarge(n)
+            return super().read(n, prefetch)
+
+    class MessageBus(base):  # type: ignore[misc]
+        largest = sys.maxsize
+        _skip = 0
+        _unmarshaller: Any
+
+        def _create_unmarshaller(self) -> Any:
+            unmarshaller = Unmarshaller(self._stream)
+            unmarshaller.largest = self.largest
+            return unmarshaller
+
+        async def _auth_readline(self) -> str:
+            # Without: a bus that closes the connection here makes the library spin for ever.
+            line = b""
+            while not line.endswith(b"\r\n"):
+                piece = await self._loop.sock_recv(self._sock, 1)
+                if not piece:
+                    raise EOFError("the bus closed the connection")
+                line += piece
+            return line[:-2].decode()
+
+        def _message_reader(self) -> None:
+            # Without: a peer that sends faster than we read keeps the loop here, our answers pile up in memory, and a
+            # message that the library cannot parse ends the connection, and so the daemon.
+            if self._disconnected:
+                return
+            try:
+                for _ in range(BATCH):
+                    if not self._read_one():
+                        return
+            except Exception as error:
+                self._finalize(error)
+            else:
+                # The stream may have the rest buffered, so the socket alone would not wake us.
+                self._loop.call_soon(self._message_reader)
+
+        def _read_one(self) -> bool:
+            """Handle one message; false when no whole message is there."""
+            if self._skip:
+                return self._skip_some()
+            unmarshaller = self._unmarshaller
+            try:
+                message = unmarshaller.unmarshall()
+            except _TooLarge as error:
+                log.warning("A message of %s was dropped", error)
+                self._skip = error.rest
+                self._unmarshaller = self._create_unmarshaller()
+                return True
+            except (EOFError, OSError):
+                raise
+            except Exception as error:
+                # Nothing before the lengths can be wrong but the byte order, and then the stream cannot be followed.
+                self._skip = _length(unmarshaller.buf) - len(unmarshaller.buf)
+                log.warning("A message that cannot be parsed was dropped: %s", type(error).__name__)
+                self._unmarshaller = self._create_unmarshaller()
+                return True
+            if message is None:
+                return False
+            self._unmarshaller = self._create_unmarshaller()
+            self._on_message(message)
+            # Without: every signature that anyone ever sends stays in memory.
+            if len(signatures) > SIGNATURES:
+                signatures.clear()
+            return True
+
+        def _skip_some(self) -> bool:
+            data = self._stream.read(min(self._skip, 65536))
+            if data is None:
+                return False
+            if not data:
+                raise EOFError
+            self._skip -= len(data)
+            return True
+
+        def _finalize(self, err: Exception | None = None) -> None:
+            super()._finalize(err)
+            # Without: the socket stays open until the garbage collector comes.
+            with contextlib.suppress(Exception):
+                self._stream.close()
+            self._sock.close()
+
+    return MessageBus

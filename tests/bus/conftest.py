@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real bus with a policy like the system bus's, our own policy included, and the door served on it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import lashd.bus  # noqa: F401  (the package itself stays, its modules are exchanged)
+from tests.bus.fake import FakeService
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NOBODY = 65534
+
+# What a distribution's system.conf says, as far as it matters here.
+POLICY = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <type>system</type>
+  <listen>unix:path={directory}/socket</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow user="*"/>
+    <deny own="*"/>
+    <deny send_type="method_call"/>
+    <allow send_type="signal"/>
+    <allow send_requested_reply="true" send_type="method_return"/>
+    <allow send_requested_reply="true" send_type="error"/>
+    <allow receive_type="method_call"/>
+    <allow receive_type="method_return"/>
+    <allow receive_type="error"/>
+    <allow receive_type="signal"/>
+    <allow send_destination="org.freedesktop.DBus"/>
+  </policy>
+  <include>{policy}</include>
+</busconfig>
+"""
+
+
+@contextlib.contextmanager
+def private_bus() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A dbus-daemon of its own: (address, process)."""
+    # Below /tmp, because another user must reach it and a socket's path has only 107 characters.
+    directory = Path(tempfile.mkdtemp(prefix="lashd-bus-", dir="/tmp"))
+    directory.chmod(0o755)
+    config = directory / "bus.conf"
+    config.write_text(POLICY.format(directory=directory, policy=REPOSITORY / "dbus/io.github.lashd1.conf"))
+    daemon = subprocess.Popen(
+        ["dbus-daemon", f"--config-file={config}", "--nofork", "--nopidfile"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 10
+        while not (directory / "socket").exists():
+            assert daemon.poll() is None, "dbus-daemon does not take its configuration"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        yield f"unix:path={directory}/socket", daemon
+    finally:
+        daemon.terminate()
+        daemon.wait()
+        shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def address() -> Iterator[str]:
+    with private_bus() as (address, _daemon):
+        yield address
+
+
+@pytest.fixture(params=["dbus_next", "dbus_fast"])
+def bus_modules(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """The modules of lashd.bus, imported anew on top of one of the two libraries."""
+    monkeypatch.setenv("LASHD_DBUS", request.param)
+    before = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("lashd.bus.")}
+    package = sys.modules["lashd.bus"]
+    attributes = dict(vars(package))
+    names = ("library", "service", "objects", "rows", "contract", "tree", "dispatch", "authorise", "options", "paths")
+    yield SimpleNamespace(**{name: importlib.import_module(f"lashd.bus.{name}") for name in names})
+    for name in [name for name in sys.modules if name.startswith("lashd.bus.")]:
+        del sys.modules[name]
+    sys.modules.update(before)
+    vars(package).update(attributes)
+
+
+@pytest.fixture
+async def door(address: str, bus_modules: SimpleNamespace) -> AsyncIterator[SimpleNamespace]:
+    """The double served on the bus, and a client: service, client, dispatcher, call(member, …), modules."""
+    library = bus_modules.library
+    connection = await library.connect(address, largest=library.SERVICE_LIMIT)
+    service = FakeService()
+    dispatcher = await bus_modules.service.open_doors(connection, service)
+    client = await library.connect(address)
+
+    async def call(
+        member: str,
+        signature: str = "",
+        *body: Any,
+        path: str = "/io/github/lashd1",
+        interface: str = "Manager",
+        **more: Any,
+    ) -> Any:
+        """Call the service; an interface without a dot is one of ours. Returns the only value, or all of them."""
+        full = interface if "." in interface or not interface else f"io.github.lashd1.{interface}"
+        answer = await client.call("io.github.lashd1", path, full, member, signature, list(body), **more)
+        return answer[0] if len(answer) == 1 else answer
+
+    yield SimpleNamespace(
+        service=service,
+        client=client,
+        connection=connection,
+        dispatcher=dispatcher,
+        call=call,
+        address=address,
+        Variant=library.Variant,
+        BusError=library.BusError,
+        Match=library.Match,
+        modules=bus_modules,
+    )
+    await service.stop()
+    await dispatcher.stop()
+    await client.disconnect()
+    await connection.disconnect()
+
+
+async def run(*argv: str, uid: int = 0, address: str = "") -> SimpleNamespace:
+    """Run a client program as user `uid`; stdout, stderr, status."""
+    as_user = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"] if uid else []
+    process = await asyncio.create_subprocess_exec(
+        *as_user,
+        *argv,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={"DBUS_SYSTEM_BUS_ADDRESS": address, "PATH": "/usr/bin:/bin"},
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 30)
+    return SimpleNamespace(stdout=out.decode(), stderr=err.decode(), status=process.returncode)
