@@ -9,7 +9,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import lashd
@@ -51,22 +51,35 @@ class Service:
         self._last_error = ("", "")
         self._generation = 1
         self._seen: object = None
+        self._adoption: asyncio.Task[None]
         self.jobs.subscribe(self)
 
     async def start(self) -> None:
-        """What is done once when the daemon comes up: leftovers of a killed one removed, a running host adopted."""
-        await asyncio.to_thread(shutil.rmtree, self.settings.paths.state / "pull", True)
-        booted = self._walk.deployment(Role.BOOTED)
-        if booted is not None and self._walk.records.get(booted.key) is None:
-            try:
-                await adopt(
-                    booted, self._view.discovery(booted), self._walk.store, self._walk.records, now=int(time.time())
-                )
-            except (LashdError, OSError) as error:
-                log.warning("The booted deployment could not be adopted: %s", error)
+        """What is done once when the daemon comes up: leftovers of a killed one removed, a running host adopted.
+
+        Adoption reads every layer, so it goes on in the background; what changes something waits for it.
+        """
+        await asyncio.to_thread(shutil.rmtree, self.settings.paths.state / "pull", ignore_errors=True)
+        self._adoption = asyncio.create_task(self._adopt(), name="adoption")
 
     async def stop(self) -> None:
+        """End the jobs and the adoption; what was fetched stays."""
+        self._adoption.cancel()
+        await asyncio.wait([self._adoption])
         await self.jobs.stop()
+
+    async def _adopt(self) -> None:
+        booted = self._walk.deployment(Role.BOOTED)
+        if booted is None or self._walk.records.get(booted.key) is not None:
+            return
+        try:
+            record = await adopt(booted, self._view.discovery(booted), self._walk.store, now=int(time.time()))
+            await asyncio.to_thread(self._walk.records.write, record)
+        except (LashdError, OSError) as error:
+            log.warning("The booted deployment could not be adopted: %s", error)
+        else:
+            log.info("The booted deployment %s was adopted with %d bound images", booted.key, len(record.images))
+            self._tell()
 
     # -- what changes something -------------------------------------------------------------------------------------
 
@@ -80,7 +93,7 @@ class Service:
     def rollback(self, options: Options, initiator: Initiator) -> tuple[Job, bool]:
         async def work(job: Job) -> Outcome:
             facts = await self._walk.roll_back(drop_staged=options.get("drop-staged", False), report=job.report)
-            return Outcome(True, facts)
+            return Outcome(facts is not None, facts or {})
 
         return self._start("rollback", work, initiator, options)
 
@@ -246,7 +259,11 @@ class Service:
     # -- helpers ----------------------------------------------------------------------------------------------------
 
     def _start(self, kind: str, work: Work, initiator: Initiator, options: Options) -> tuple[Job, bool]:
-        return self.jobs.start(kind, work, initiator, options)
+        async def after_adoption(job: Job) -> Outcome:
+            await asyncio.wait([self._adoption])
+            return await work(job)
+
+        return self.jobs.start(kind, after_adoption, initiator, options)
 
     def _one(self, which: str) -> Deployment:
         chosen = self._view.selected(which)
@@ -309,13 +326,3 @@ def job_row(job: Job) -> Row:
         "error-name": job.error_name,
         "error-message": job.error_message,
     }
-
-
-def open_host(settings: Settings) -> HostBackend:
-    """The backend for this kind of host. Raises UnsupportedHost."""
-    from lashd.things.ostree.backend import OstreeBackend
-
-    return OstreeBackend(settings)
-
-
-Opener = Callable[[Settings], HostBackend]

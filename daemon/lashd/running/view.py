@@ -82,7 +82,7 @@ class View:
     def decision(self, deployment: Deployment) -> Decision:
         """May this deployment be finalised, by what the store holds now?"""
         found = self.discovery(deployment)
-        record, vouched = self._records.get(deployment.key), self._records.vouched()
+        record, vouched = self._records.get(deployment.key), self._vouched()
         states = {image.unit: classify(image, record, self._store, vouched)[0] for image in found.images}
         return decide(found, record, states)
 
@@ -98,7 +98,7 @@ class View:
 
     def _bound_rows(self, deployment: Deployment) -> list[Row]:
         found = self.discovery(deployment)
-        record, vouched = self._records.get(deployment.key), self._records.vouched()
+        record, vouched = self._records.get(deployment.key), self._vouched()
         valid = (id(found), self._store.signature(), record, vouched, tuple(self.failures.items()))
         cached = self._rows.get(deployment.key)
         if cached is not None and cached[0] == valid:
@@ -119,7 +119,8 @@ class View:
     def _image_row(
         self, deployment: Deployment, image: BoundImage, record: Record | None, vouched: frozenset[str]
     ) -> Row:
-        state, stored = classify(image, record, self._store, vouched)
+        # On the running system the name must mean it as well: that is what its containers start from.
+        state, stored = classify(image, record, self._store, vouched, named=Role.BOOTED in deployment.roles)
         recorded = record.image(str(image.reference)) if record else None
         name, sentence = self.failures.get(str(image.reference), ("", ""))
         return {
@@ -135,6 +136,9 @@ class View:
             "error-name": "" if state is ImageState.PRESENT else name,
             "error-message": "" if state is ImageState.PRESENT else sentence,
         }
+
+    def _vouched(self) -> frozenset[str]:
+        return self._records.vouched(self._store.index().layers)
 
     def _size(self, stored: StoredImage | None) -> int:
         chain = self._store.index().chain(stored) if stored else None

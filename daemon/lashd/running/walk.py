@@ -20,12 +20,12 @@ from lashd.steps.discover import discover
 from lashd.steps.plan import plan as make_plan
 from lashd.steps.plan import require_space
 from lashd.steps.record import Records
-from lashd.steps.verify import classify, repair, verify
+from lashd.steps.verify import classify, mend, repair, verify
 from lashd.things.host import HostBackend
 from lashd.things.store import Store
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
-from lashd.words.model import Deployment, Discovery, ImageState, Plan, Record, Role
+from lashd.words.model import Deployment, Discovery, ImageState, Plan, Record, RecordedImage, Role
 from lashd.words.progress import Report, Stage, StageStarted
 
 log = logging.getLogger(__name__)
@@ -88,32 +88,53 @@ class Walk:
         report(StageStarted(Stage.DISCOVER))
         found = await asyncio.to_thread(discover, deployment.root)
         record = self.records.get(deployment.key)
-        vouched = self.records.vouched()
-        plan = await make_plan(
-            found.images, store=self.store, record=record, vouched=vouched, settings=self.settings, report=report
-        )
-        require_space(plan)
-        changed = False
-        if plan.absent:
-            await self.store.ensure()
-            await repair(plan.absent, self.store)
-            before = frozenset(self.store.index().layers)
-            await pulling.pull(plan, store=self.store, settings=self.settings, report=report)
-            vouched |= frozenset(self.store.index().layers) - before
+        # A damaged store is mended at most once: what is still damaged after that is a disk that cannot be trusted.
+        plan, images, changed = await self._fetch(found, record, report)
+        if images is None:
+            await repair(plan.images, self.store, self._vouched())
+            plan, images, _ = await self._fetch(found, record, report, last=True)
             changed = True
-        images = await verify(plan.images, self.store, vouched, report=report)
+        assert images is not None
         report(StageStarted(Stage.RECORD))
         new = Record(deployment.key, deployment.digest, images, int(time.time()))
         if record is None or (record.images, record.host_digest) != (new.images, new.host_digest):
             await asyncio.to_thread(self.records.write, new)
             changed = True
-        else:
-            new = record
         refuse_bad(found, deployment)
         if staged:
             report(StageStarted(Stage.RELEASE))
             changed |= await self._release(deployment, found, new)
         return Bound(new, plan, changed)
+
+    async def _fetch(
+        self, found: Discovery, record: Record | None, report: Report, *, last: bool = False
+    ) -> tuple[Plan, tuple[RecordedImage, ...] | None, bool]:
+        """Plan, pull and verify: (plan, what to record, whether the store changed).
+
+        Without anything to record the store holds damaged content, unless this was the `last` try, which raises.
+        """
+        mended = await mend(self.store)
+        for sentence in mended:
+            log.warning("%s", sentence)
+        plan = await make_plan(found.images, store=self.store, record=record, settings=self.settings, report=report)
+        require_space(plan)
+        vouched, fresh = self._vouched(), frozenset[str]()
+        if plan.absent:
+            before = frozenset(self.store.index().layers)
+            await pulling.pull(plan, store=self.store, settings=self.settings, report=report)
+            fresh = frozenset(self.store.index().layers) - before
+        try:
+            images = await verify(plan.images, self.store, vouched, fresh=fresh, report=report)
+        except LashdError as error:
+            if last or error.name is not ErrorName.STORE_DAMAGED:
+                raise
+            log.warning("%s", error.message)
+            return plan, None, True
+        return plan, images, bool(mended or plan.absent)
+
+    def _vouched(self) -> frozenset[str]:
+        """Layers that need no reading: a record vouches for just the copies that are in the store."""
+        return self.records.vouched(self.store.index().layers)
 
     async def plan(self, deployment: Deployment, report: Report) -> Plan:
         """What a bind of `deployment` would do now; changes nothing."""
@@ -123,13 +144,15 @@ class Walk:
             found.images,
             store=self.store,
             record=self.records.get(deployment.key),
-            vouched=self.records.vouched(),
             settings=self.settings,
             report=report,
         )
 
-    async def roll_back(self, *, drop_staged: bool, report: Report) -> Mapping[str, Any]:
-        """Make the rollback deployment the next boot, after its images were verified and, if need be, fetched again."""
+    async def roll_back(self, *, drop_staged: bool, report: Report) -> Mapping[str, Any] | None:
+        """Make the rollback deployment the next boot, after its images were verified and, if need be, fetched again.
+
+        None: it boots next already, with all of its images.
+        """
         target = self.deployment(Role.ROLLBACK)
         if target is None:
             raise LashdError(ErrorName.ROLLBACK_UNAVAILABLE)
@@ -152,8 +175,17 @@ class Walk:
                 retryable=error.retryable,
             ) from error
         report(StageStarted(Stage.STAGE))
-        await self.backend.roll_back(target, drop_staged=drop_staged)
+        changed = await self.backend.roll_back(target, drop_staged=drop_staged)
+        if not (changed or bound.changed):
+            return None
         return {"deployment": target.key, "version": target.version or "", **plan_facts(bound.plan)}
+
+    async def newest(self) -> Mapping[str, Any]:
+        """Is there a newer host image? What it binds is known only once it has been fetched."""
+        followed = self._followed()
+        assert followed.image is not None
+        digest = await self.backend.check(followed.image)
+        return {"newest": digest, "newer": digest != followed.digest}
 
     def deployment(self, role: Role) -> Deployment | None:
         return next((deployment for deployment in self.backend.deployments() if role in deployment.roles), None)
@@ -177,7 +209,7 @@ class Walk:
 
     def states(self, deployment: Deployment, found: Discovery) -> dict[str, ImageState]:
         """The state of each bound image in the store, by unit."""
-        record, vouched = self.records.get(deployment.key), self.records.vouched()
+        record, vouched = self.records.get(deployment.key), self._vouched()
         return {image.unit: classify(image, record, self.store, vouched)[0] for image in found.images}
 
     async def _release(self, deployment: Deployment, found: Discovery, record: Record) -> bool:

@@ -7,6 +7,7 @@ happened, what it means and what to do.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -130,3 +131,25 @@ class LashdError(Exception):
     @property
     def exit_status(self) -> int:
         return ERRORS[self.name].exit_status
+
+
+# So many failures are told in one message.
+TOLD = 8
+
+
+def all_in_one(errors: Sequence[LashdError], sentence: str) -> LashdError:
+    """One error for several: `sentence` and their messages, the name of the first permanent one, else the first's.
+
+    It is retryable if all of them are, and waits as long as the one that asks for most.
+    """
+    if len(errors) == 1:
+        return errors[0]
+    first = next((error for error in errors if not error.retryable), errors[0])
+    messages = list(dict.fromkeys(error.message for error in errors))
+    more = [f"And {len(messages) - TOLD} more."] if len(messages) > TOLD else []
+    return LashdError(
+        first.name,
+        " ".join([sentence, *messages[:TOLD], *more]),
+        retryable=first.retryable,
+        retry_after=max((error.retry_after for error in errors if error.retry_after is not None), default=None),
+    )

@@ -153,6 +153,7 @@ class RecordedImage:
     layers: tuple[str, ...] = ()  # layer ids in the store, topmost first
     units: tuple[str, ...] = ()
     index_digest: str | None = None
+    stamps: tuple[str, ...] = ()  # when each of `layers` was put into the store: the same id later is another copy
 
 
 @dataclass(frozen=True, slots=True)

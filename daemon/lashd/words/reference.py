@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image references, normalised as containers/image does it, so that two spellings of one image are one image.
 
-Grammar: the OCI distribution reference grammar; defaults as podman applies them (no tag and no digest means `latest`;
-a tag beside a digest is ignored, because the digest decides).
+Grammar: the distribution reference grammar in the form that podman and skopeo use (they know no registry written as a
+bracketed IPv6 address); defaults as podman applies them (no tag and no digest means `latest`; a tag beside a digest is
+ignored, because the digest decides).
 """
 
 from __future__ import annotations
@@ -14,12 +15,18 @@ from dataclasses import dataclass
 from lashd.words.errors import ErrorName, LashdError
 
 _DOMAIN_PART = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
-_DOMAIN = re.compile(rf"(?:{_DOMAIN_PART}(?:\.{_DOMAIN_PART})*|\[[0-9a-fA-F:]+\])(?::[0-9]+)?")
+_DOMAIN = re.compile(rf"{_DOMAIN_PART}(?:\.{_DOMAIN_PART})*(?::[0-9]+)?")
 _PATH_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _PATH = re.compile(rf"{_PATH_PART}(?:/{_PATH_PART})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
+_IMAGE_ID = re.compile(r"[0-9a-f]{64}")
 _NAME_LIMIT = 255
+
+# What podman takes for a transport where a colon follows it; it would read a file or a daemon, not ask a registry.
+_OTHER_TRANSPORTS = frozenset(
+    ["containers-storage", "dir", "docker-archive", "docker-daemon", "oci", "oci-archive", "ostree", "sif", "tarball"]
+)
 
 # Given the path of a short name (`busybox`, `ubi9/podman`), the full name it stands for, or None.
 Aliases = Callable[[str], str | None]
@@ -61,28 +68,32 @@ def parse_reference(text: str, aliases: Aliases = lambda name: None) -> Referenc
     Raises BoundImageInvalid with a sentence that says what is wrong with `text`.
     """
     rest = text.removeprefix("docker://")
+    if _IMAGE_ID.fullmatch(rest) or _IMAGE_ID.fullmatch(text.removeprefix("sha256:")):
+        raise _invalid(text, "it is an image id, not a name")
+    transport, colon, _ = text.partition(":")
+    if colon and transport in _OTHER_TRANSPORTS:
+        raise _invalid(text, f"'{transport}:' does not name a registry, and only a registry's images can be bound")
     rest, at, digest = rest.partition("@")
     if at and not is_digest(digest):
-        raise _invalid(text, f"'{digest}' is not a digest (sha256: and 64 hexadecimal digits)")
+        raise _invalid(text, f"{_shortened(digest)!r} is not a digest (sha256: and 64 hexadecimal digits)")
     name, tag = _split_tag(rest)
     if tag is not None and not _TAG.fullmatch(tag):
-        raise _invalid(text, f"'{tag}' is not a tag")
-    if not digest and re.fullmatch(r"[0-9a-f]{64}", name):
-        raise _invalid(text, "it is an image id, not a name")
+        raise _invalid(text, f"{_shortened(tag)!r} is not a tag")
     domain, path = _split_domain(name)
     if not domain:
         if not _PATH.fullmatch(path):
             raise _invalid(text, _why_not_a_path(path))
-        full = aliases(path)
+        # With the transport written out nothing is short: docker://busybox is Docker Hub's, whatever the aliases say.
+        full = aliases(path) if not text.startswith("docker://") else f"docker.io/{path}"
         if full is None:
             raise _invalid(
                 text,
                 f"'{path}' is a short name without an alias in registries.conf; write it with its registry, "
-                f"such as docker.io/library/{path}",
+                f"such as docker.io/{path if '/' in path else f'library/{path}'}",
             )
         domain, path = _split_domain(full)
     if not _DOMAIN.fullmatch(domain):
-        raise _invalid(text, f"'{domain}' is not a registry name")
+        raise _invalid(text, f"{_shortened(domain)!r} is not a registry name")
     if domain in ("docker.io", "index.docker.io"):
         domain = "docker.io"
         path = path if "/" in path else f"library/{path}"
@@ -103,7 +114,7 @@ def _split_tag(text: str) -> tuple[str, str | None]:
 
 def _split_domain(name: str) -> tuple[str, str]:
     first, slash, rest = name.partition("/")
-    if slash and ("." in first or ":" in first or first == "localhost" or first.lower() != first):
+    if slash and ("." in first or ":" in first or first == "localhost"):
         return first, rest
     return "", name
 
@@ -113,9 +124,15 @@ def _why_not_a_path(path: str) -> str:
         return "it names no repository"
     if path.lower() != path:
         return "a repository name has no upper-case letters"
-    return f"'{path}' is not a repository name"
+    return f"{_shortened(path)!r} is not a repository name"
 
 
 def _invalid(text: str, why: str) -> LashdError:
-    shown = text if len(text) <= 200 else text[:200] + "…"
-    return LashdError(ErrorName.BOUND_IMAGE_INVALID, f"The image reference {shown!r} cannot be used: {why}.")
+    return LashdError(
+        ErrorName.BOUND_IMAGE_INVALID,
+        f"The image reference {_shortened(text)!r} cannot be used: {_shortened(why, 400)}.",
+    )
+
+
+def _shortened(text: str, limit: int = 200) -> str:
+    return text if len(text) <= limit else text[:limit] + "…"
