@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole state on one screen: what is booted, what comes next, what is missing and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from lashd.cli import values
+from lashd.cli.job import Job
+from lashd.cli.render import words
+from lashd.cli.render.tables import facts, image_name, row_error
+from lashd.words.model import ImageState
+
+_ORDER = ("staged", "booted", "rollback", "pinned")
+
+
+def status(document: values.Row, job: Job | None = None, *, plain: bool = False) -> RenderableType:
+    """The human view of lashd's description of the state (snake case keys); `plain` keeps to ASCII."""
+    deployments, bound = values.rows(document.get("deployments")), values.rows(document.get("bound"))
+    gate = values.text(document, "gate")
+    parts: list[RenderableType] = [_head(document), Text("")]
+    for deployment in sorted(deployments, key=lambda row: _rank(_roles(row))):
+        mine = [row for row in bound if values.text(row, "deployment") == values.text(deployment, "key")]
+        parts += [_deployment(deployment, mine, gate, plain), Text("")]
+    if not deployments:
+        parts += [Text("No deployment is known.", style="dim"), Text("")]
+    if job is not None:
+        parts.append(_line("Job", _job(job), "cyan"))
+    blocked = values.pairs(document.get("blocked_by"))
+    if blocked:
+        parts.append(Text("Waiting for:", style="bold yellow"))
+        parts += [Text(f"  {'-' if plain else '•'} {words.clean(sentence or code)}") for code, sentence in blocked]
+    last = values.row(document.get("last_error"))
+    if error := ": ".join(filter(None, (values.text(last, "name"), values.text(last, "message")))):
+        parts.append(_line("Last error", words.clean(error), "red"))
+    while isinstance(parts[-1], Text) and not parts[-1].plain:
+        parts.pop()
+    return Group(*parts)
+
+
+def _line(label: str, value: str, style: str = "") -> Text:
+    return Text.assemble((f"{label}: ", "bold"), (value, style))
+
+
+def _head(document: values.Row) -> RenderableType:
+    state, gate = (words.clean(values.text(document, key)) for key in ("state", "gate"))
+    kind = words.clean(values.text(values.row(document.get("host")), "kind")) or "unknown"
+    parts: list[tuple[str, str]] = [("Host: ", "bold"), (kind, "")]
+    parts += [("   State: ", "bold"), (state, "")] if state else []
+    parts += [("   Gate: ", "bold"), (gate, _gate_style(gate))] if gate not in ("", "none") else []
+    return Text.assemble(*parts)
+
+
+def _gate_style(gate: str) -> str:
+    return {"held": "yellow", "released": "green"}.get(gate, "")
+
+
+def _roles(row: values.Row) -> list[str]:
+    """What the deployment is now, the most telling first."""
+    return sorted(values.texts(row, "roles"), key=lambda role: (_rank([role]), role))
+
+
+def _rank(named: Sequence[str]) -> int:
+    return min((_ORDER.index(role) for role in named if role in _ORDER), default=len(_ORDER))
+
+
+def _deployment(row: values.Row, bound: Sequence[values.Row], gate: str, plain: bool) -> RenderableType:
+    roles = _roles(row)
+    key = values.text(row, "key")
+    title = (", ".join(map(words.clean, roles)) or "other").capitalize()
+    dot = ("*" if plain else "●") if "booted" in roles else " "
+    image = values.text(row, "image", "reference")
+    lines: list[tuple[str, Text]] = [
+        ("Version", Text(_version(row))),
+        ("Digest", Text(words.digest(values.text(row, "digest")))),
+        ("Deployment", Text(words.deployment(key), style="dim")),
+    ]
+    if "staged" in roles:
+        lines.append(("Status", _ready(row, gate)))
+    lines += _bound(bound)
+    table = facts()
+    for label, value in lines:
+        if value.plain:
+            table.add_row(f"{label}:", value)
+    head = Text.assemble(
+        (f"{dot} ", "green"), (f"{title}: ", "bold"), words.reference(image) or words.deployment(key) or "unknown image"
+    )
+    return Group(head, table)
+
+
+def _version(row: values.Row) -> str:
+    made = words.when(values.number(row, "timestamp"))
+    version = words.clean(values.text(row, "version"))
+    return f"{version} ({made})" if version and made else version or made
+
+
+def _ready(row: values.Row, gate: str) -> Text:
+    # A deployment that may go through stays locked until shutdown, so the gate is the one to ask.
+    if gate == "released" or (not gate and row.get("ready") is True):
+        return Text("ready: the next boot starts it", style="green")
+    if gate == "held" or row.get("locked") is True:
+        return Text("held: the next boot does not start it", style="yellow")
+    return Text("")
+
+
+def _bound(mine: Sequence[values.Row]) -> list[tuple[str, Text]]:
+    """How many of the deployment's bound images are there, and the others by name."""
+    if not mine:
+        return [("Images", Text("none bound", style="dim"))]
+    present = [row for row in mine if values.text(row, "state") == ImageState.PRESENT]
+    style = "green" if len(present) == len(mine) else "yellow"
+    lines = [("Images", Text(f"{len(present)} of {len(mine)} present", style=style))]
+    for row in mine:
+        state = values.text(row, "state")
+        if state == ImageState.PRESENT:
+            continue
+        error = row_error(row)
+        what = f"{words.reference(image_name(row))} ({words.clean(values.text(row, 'unit'))})".strip()
+        lines.append(
+            (words.clean(state).capitalize() or "Unknown", Text(f"{what}{': ' + words.clean(error) if error else ''}"))
+        )
+    unusable = [words.clean(values.text(row, "unit")) for row in mine if values.texts(row, "use_problems")]
+    if unusable:
+        what = f"{', '.join(unusable)} would not run from the bound image store ('lashctl list' says why)"
+        lines.append(("Problems", Text(what, style="yellow")))
+    return lines
+
+
+def _job(job: Job) -> str:
+    parts = [
+        f"{job.id} {words.clean(job.kind)}",
+        words.clean(job.state if job.state != "running" else job.stage or job.state),
+        f"{job.fraction:.0%}" if job.state == "running" else "",
+        words.of(job.bytes_done, job.bytes_total),
+        f"{job.items_done} of {job.items_total} done" if job.items_total else "",
+        f"since {words.when(job.created)}" if job.created else "",
+    ]
+    return ", ".join(filter(None, parts))

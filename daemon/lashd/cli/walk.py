@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands that start a job: ask for it, follow it, tell how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+from lashd.cli import jsonout, present, screen
+from lashd.cli.client import Client, Options
+from lashd.cli.failures import Failure, from_name, odd_answer
+from lashd.cli.follow import follow
+from lashd.cli.job import Job
+from lashd.cli.render import words
+from lashd.words.errors import EXIT_NOTHING_TO_DO, ErrorName
+from lashd.words.reference import is_digest
+
+_UNCHANGED = {
+    "upgrade": "Nothing to do: the host is up to date.",
+    "bind": "Nothing to do: every bound image is present.",
+    "rollback": "Nothing to do: the rollback deployment is the next boot already.",
+    "plan": "Nothing to do: there is nothing to fetch.",
+}
+
+
+async def upgrade(client: Client, arguments: Any) -> int:
+    digest = arguments.expected_digest
+    if digest is not None and not is_digest(digest):
+        raise from_name(
+            ErrorName.INVALID_ARGUMENT, f"'{digest}' is not a digest: it must be sha256: and 64 hexadecimal digits."
+        )
+    return await _start(client, "Upgrade", {"expected-digest": digest, "reason": arguments.reason}, arguments)
+
+
+async def bind(client: Client, arguments: Any) -> int:
+    return await _start(client, "Bind", {"deployment": arguments.deployment, "reason": arguments.reason}, arguments)
+
+
+async def rollback(client: Client, arguments: Any) -> int:
+    options = {"drop-staged": arguments.drop_staged or None, "reason": arguments.reason}
+    return await _start(client, "Rollback", options, arguments)
+
+
+async def plan(client: Client, arguments: Any) -> int:
+    return await _start(client, "Plan", {"kind": arguments.what, "deployment": arguments.deployment}, arguments)
+
+
+async def _start(client: Client, member: str, options: Options, arguments: Any) -> int:
+    # Watched before the call, so that not even a job that ends at once is missed.
+    async with client.watch() as feed:
+        try:
+            path = await client.start(member, options)
+        except asyncio.CancelledError:
+            print("Stopped before lashd had answered; 'lashctl jobs' shows whether it has begun.", file=sys.stderr)
+            raise
+        if getattr(arguments, "no_wait", False):
+            return _accepted(await client.job(path), json=arguments.json)
+        with present.presenter(json=arguments.json) as presenter:
+            job = await follow(client, path, feed, show=presenter.show, notice=presenter.notice)
+    return ended(job, json=arguments.json)
+
+
+async def follow_job(client: Client, path: str, *, json: bool) -> int:
+    """Follow a job that somebody started; its exit status."""
+    async with client.watch() as feed:
+        await client.job(path)  # says so when there is none
+        with present.presenter(json=json) as presenter:
+            job = await follow(client, path, feed, show=presenter.show, notice=presenter.notice)
+    return ended(job, json=json)
+
+
+def _accepted(job: Job, *, json: bool) -> int:
+    if json:
+        jsonout.document({"job": job.as_json()})
+    else:
+        print(f"Started {words.clean(job.title)}; 'lashctl jobs --follow {job.id}' follows it.")
+    return 0
+
+
+def ended(job: Job, *, json: bool) -> int:
+    """Tell how a finished job ended; its exit status. Raises Failure for one that failed or was cancelled."""
+    failure = failure_of(job)
+    if json:
+        jsonout.document({"job": job.as_json(), **(failure.as_json() if failure else {})})
+    if failure is not None:
+        failure.told = json
+        raise failure
+    unchanged = job.result == "unchanged" and not _something_planned(job)
+    if not json:
+        print(_UNCHANGED.get(job.kind, "Nothing to do.") if unchanged else f"Done: {words.clean(job.title)}.")
+        if job.details:
+            from lashd.cli.render import tables
+
+            screen.show(tables.figures(job))
+    return EXIT_NOTHING_TO_DO if unchanged else 0
+
+
+def _something_planned(job: Job) -> bool:
+    """A plan never changes anything; whether there is something to do stands in its figures."""
+    figures = ("bytes-to-fetch", "images-to-fetch", "newer")
+    return job.kind == "plan" and any(job.details.get(key) for key in figures)
+
+
+def failure_of(job: Job) -> Failure | None:
+    """Why a finished job failed; None when it did not. A plan that does not fit is one that would fail."""
+    if job.kind == "plan" and job.details.get("fits") is False:
+        return from_name(
+            ErrorName.NO_SPACE, job.error_message or "What is to be fetched does not fit on the disk.", job=job.id
+        )
+    if job.result in ("success", "unchanged"):
+        return None
+    if job.result == "cancelled":
+        return from_name(job.error_name or ErrorName.CANCELLED, job.error_message, job=job.id)
+    if job.result != "failed" or not job.error_name:
+        return odd_answer(f"{job.title} has ended with the result '{words.clean(job.result)}'")
+    retryable = job.details.get("retryable")
+    return from_name(
+        job.error_name, job.error_message, job=job.id, retryable=retryable if isinstance(retryable, bool) else None
+    )

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+# Completion of lashctl for fish; installed as /usr/share/fish/vendor_completions.d/lashctl.fish.
+
+function __lashctl_jobs
+    lashctl jobs 2>/dev/null | string match -rg '^(\d+)\s'
+end
+
+set -l commands status list plan upgrade bind rollback jobs monitor
+set -l none "not __fish_seen_subcommand_from $commands"
+
+complete -c lashctl -f
+complete -c lashctl -l json -d 'print JSON for other programs'
+complete -c lashctl -l help -s h -d 'show help'
+complete -c lashctl -n $none -l version -d 'show the version'
+complete -c lashctl -n $none -a status -d 'what is booted, what comes next, what is missing'
+complete -c lashctl -n $none -a list -d 'bound images of a deployment'
+complete -c lashctl -n $none -a plan -d 'what an upgrade or a bind would fetch'
+complete -c lashctl -n $none -a upgrade -d 'fetch and stage the newest host image'
+complete -c lashctl -n $none -a bind -d 'fetch what is missing'
+complete -c lashctl -n $none -a rollback -d 'make the rollback deployment the next boot'
+complete -c lashctl -n $none -a jobs -d 'list, follow and cancel jobs'
+complete -c lashctl -n $none -a monitor -d 'watch what happens'
+complete -c lashctl -n '__fish_seen_subcommand_from list' -x -l deployment -a 'booted staged rollback all'
+complete -c lashctl -n '__fish_seen_subcommand_from plan' -x -l deployment -a 'booted staged rollback'
+complete -c lashctl -n '__fish_seen_subcommand_from plan' -a 'upgrade bind'
+complete -c lashctl -n '__fish_seen_subcommand_from upgrade' -x -l expected-digest -d 'refuse any other host image'
+complete -c lashctl -n '__fish_seen_subcommand_from bind' -a 'booted staged rollback'
+complete -c lashctl -n '__fish_seen_subcommand_from rollback' -l drop-staged -d 'although that drops the staged deployment'
+complete -c lashctl -n '__fish_seen_subcommand_from upgrade bind rollback' -l no-wait -d 'return at once'
+complete -c lashctl -n '__fish_seen_subcommand_from upgrade bind rollback' -x -l reason -d 'kept with the job'
+complete -c lashctl -n '__fish_seen_subcommand_from jobs' -a '(__lashctl_jobs)'
+complete -c lashctl -n '__fish_seen_subcommand_from jobs' -x -l follow -a '(__lashctl_jobs)' -d 'follow until it ends'
+complete -c lashctl -n '__fish_seen_subcommand_from jobs' -x -l cancel -a '(__lashctl_jobs)' -d 'cancel it'
