@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads files of a root filesystem that somebody else made, without ever leaving it and without ever waiting.
+
+The kernel resolves every path as if the root were `/` (openat2 with RESOLVE_IN_ROOT), so neither an absolute link nor
+`..` leads out. A file is looked at before it is opened: opening a FIFO could wait for ever, and opening a device does
+something. What is read is bounded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+import struct
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+FILE_LIMIT = 1024 * 1024  # bytes; no unit or configuration file comes near
+LINK_LIMIT = 40  # as the kernel's own
+
+_SYS_OPENAT2 = 437  # the same number on every architecture that matters here
+_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_IN_ROOT = 0x10
+_RESOLVE = _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS
+# The kernel gives up when a directory is renamed while it walks; it asks to be asked again.
+_ATTEMPTS = 32
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+_OTHER_KINDS = (
+    (stat.S_ISDIR, "is a directory"),
+    (stat.S_ISFIFO, "is a FIFO"),
+    (stat.S_ISSOCK, "is a socket"),
+    (stat.S_ISCHR, "is a device"),
+    (stat.S_ISBLK, "is a device"),
+    (stat.S_ISLNK, "is a symbolic link"),
+)
+
+_REASONS = {
+    errno.ENOENT: "does not exist in this root",
+    errno.ELOOP: "is a symbolic link that leads in a circle",
+    errno.ENOTDIR: "does not exist in this root: part of its path is not a directory",
+    errno.ENAMETOOLONG: "has a name that is too long",
+}
+
+
+class Unreadable(Exception):
+    """A file that cannot be used. `why` completes a sentence that begins with the file's name: `is a directory`.
+
+    `number` is the errno where there is one.
+    """
+
+    def __init__(self, why: str, number: int = 0) -> None:
+        super().__init__(why)
+        self.why = why
+        self.number = number
+
+    @property
+    def absent(self) -> bool:
+        """Nothing is there that could be read as a file; programs that look in several places go on to the next."""
+        return self.number in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One name in a directory. `link` and `directory` are of the entry itself; a link is not followed."""
+
+    name: str
+    link: bool
+    directory: bool
+
+
+class Root:
+    """A directory that is `/` for everything that is read through it. Paths are written with or without a leading `/`.
+
+    `/etc` is special: a deployment that has not been booted or staged has its files in `usr/etc`. So whatever is below
+    `etc` and not there is looked for below `usr/etc`, also in the middle of a chain of links.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError when `path` is not a directory that can be entered."""
+        self._fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._prefix = _path_of(self._fd).rstrip("/")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def read(self, path: str, limit: int = FILE_LIMIT) -> bytes:
+        """The content of a regular file of at most `limit` bytes. Raises Unreadable."""
+        found = self._open(path, os.O_PATH)
+        try:
+            status = os.fstat(found)
+            if not stat.S_ISREG(status.st_mode):
+                raise _not_a_file(status.st_mode)
+            if status.st_size > limit:
+                raise _too_large(limit)
+            # Through /proc this is the very file that was looked at, whatever has happened to its name.
+            file = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _unreadable(error) from error
+        finally:
+            os.close(found)
+        try:
+            return _read_all(file, limit)
+        except OSError as error:
+            raise _unreadable(error) from error
+        finally:
+            os.close(file)
+
+    def read_text(self, path: str, limit: int = FILE_LIMIT) -> str:
+        """The content of a regular text file: UTF-8, without a NUL. Raises Unreadable."""
+        content = self.read(path, limit)
+        if b"\0" in content:
+            raise Unreadable("contains a NUL byte")
+        try:
+            return content.decode()
+        except UnicodeDecodeError as error:
+            raise Unreadable("is not valid UTF-8") from error
+
+    def real_path(self, path: str) -> str:
+        """Where `path` ends when links are followed: a path in this root, without leading `/`. Raises Unreadable."""
+        found = self._open(path, os.O_PATH)
+        try:
+            return _path_of(found).removeprefix(self._prefix).lstrip("/")
+        finally:
+            os.close(found)
+
+    def link_target(self, path: str) -> str:
+        """What the symbolic link `path` says. Raises Unreadable, also when it is not a link."""
+        found = self._open(path, os.O_PATH | os.O_NOFOLLOW)
+        try:
+            return os.readlink("", dir_fd=found)
+        except OSError as error:
+            raise _unreadable(error) from error
+        finally:
+            os.close(found)
+
+    def list(self, path: str) -> Iterator[Entry]:
+        """The entries of the directory `path`, in no order. Raises Unreadable."""
+        directory = self._open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    yield Entry(entry.name, entry.is_symlink(), entry.is_dir(follow_symlinks=False))
+        except OSError as error:
+            raise _unreadable(error) from error
+        finally:
+            os.close(directory)
+
+    def is_directory(self, path: str) -> bool:
+        try:
+            os.close(self._open(path, os.O_PATH | os.O_DIRECTORY))
+        except Unreadable:
+            return False
+        return True
+
+    def _open(self, path: str, flags: int) -> int:
+        try:
+            try:
+                return self._openat2(path, flags)
+            except FileNotFoundError:
+                return self._openat2(self._without_links(path, follow_last=not flags & os.O_NOFOLLOW), flags)
+        except OSError as error:
+            raise _unreadable(error) from error
+
+    def _openat2(self, path: str, flags: int) -> int:
+        name = os.fsencode(path) or b"."
+        if b"\0" in name:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        how = struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, _RESOLVE)
+        for _ in range(_ATTEMPTS):
+            opened: int = _libc.syscall(
+                ctypes.c_long(_SYS_OPENAT2), ctypes.c_int(self._fd), name, how, ctypes.c_size_t(len(how))
+            )
+            if opened >= 0:
+                return opened
+            number = ctypes.get_errno()
+            if number not in (errno.EAGAIN, errno.EINTR):
+                break
+        raise OSError(number, os.strerror(number), path)
+
+    def _without_links(self, path: str, *, follow_last: bool) -> str:
+        """`path` with its links followed by hand, and with `etc` replaced by `usr/etc` where only that has the file."""
+        done: list[str] = []
+        to_do = deque(part for part in path.split("/") if part not in ("", "."))
+        links = 0
+        while to_do:
+            part = to_do.popleft()
+            if part == "..":
+                del done[-1:]
+                continue
+            if part == "etc" and not done:
+                as_it_is = "/".join([part, *to_do])
+                if self._exists(as_it_is, follow_last=follow_last):
+                    return as_it_is
+                to_do.extendleft(("etc", "usr"))
+                continue
+            here = "/".join([*done, part])
+            target = self._target(here) if to_do or follow_last else None
+            if target is None:
+                done.append(part)
+                continue
+            links += 1
+            if links > LINK_LIMIT:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+            if target.startswith("/"):
+                done.clear()
+            to_do.extendleft(reversed([part for part in target.split("/") if part not in ("", ".")]))
+        return "/".join(done)
+
+    def _exists(self, path: str, *, follow_last: bool) -> bool:
+        try:
+            os.close(self._openat2(path, os.O_PATH | (0 if follow_last else os.O_NOFOLLOW)))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _target(self, path: str) -> str | None:
+        found = self._openat2(path, os.O_PATH | os.O_NOFOLLOW)
+        try:
+            return os.readlink("", dir_fd=found) if stat.S_ISLNK(os.fstat(found).st_mode) else None
+        finally:
+            os.close(found)
+
+
+def _path_of(descriptor: int) -> str:
+    return os.fspath(Path(f"/proc/self/fd/{descriptor}").readlink())
+
+
+def _read_all(file: int, limit: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while part := os.read(file, min(limit + 1 - size, 65536)):
+        parts.append(part)
+        size += len(part)
+        if size > limit:  # it has grown since it was looked at
+            raise _too_large(limit)
+    return b"".join(parts)
+
+
+def _not_a_file(mode: int) -> Unreadable:
+    why = next((text for test, text in _OTHER_KINDS if test(mode)), "is not a regular file")
+    return Unreadable(why, errno.EISDIR if stat.S_ISDIR(mode) else 0)
+
+
+def _too_large(limit: int) -> Unreadable:
+    return Unreadable(f"is larger than {limit} bytes")
+
+
+def _unreadable(error: OSError) -> Unreadable:
+    number = error.errno or 0
+    return Unreadable(_REASONS.get(number) or f"cannot be read ({os.strerror(number)})", number)
