@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Durable records: which digests each deployment is bound to, and which layers were seen to be on disk.
+
+One JSON file for each deployment, replaced whole. A record is written after the store was synced and not before, so
+that what it vouches for has survived whatever came later; a file that cannot be read vouches for nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from lashd.things.store import StoredLayer
+from lashd.words import files
+from lashd.words.errors import ErrorName, LashdError
+from lashd.words.model import Record, RecordedImage
+
+VERSION = 1
+_KEY = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,200}")
+
+_Digest = Annotated[str, StringConstraints(pattern=r"^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})\z")]
+_Id = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}\z")]
+
+
+class _Image(BaseModel):
+    reference: Annotated[str, Field(min_length=1)]
+    digest: _Digest
+    image_id: _Id
+    layers: tuple[_Id, ...] = ()
+    units: tuple[str, ...] = ()
+    index_digest: _Digest | None = None
+    stamps: tuple[str, ...] = ()
+
+
+class _File(BaseModel):
+    """What is in a file. Keys that a later version may add are ignored, a later `version` is not read at all."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Annotated[int, Field(ge=1, le=VERSION)]
+    deployment: str
+    host_digest: str | None = None
+    images: tuple[_Image, ...]
+    created: int
+    adopted: bool = False
+
+
+class Records:
+    """The records below `directory`, which need not exist."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._seen: dict[str, tuple[tuple[int, int, int], Record | str]] = {}
+
+    def load_all(self) -> dict[str, Record]:
+        """Deployment key → record. Files that did not change are not read again; damaged ones are left out."""
+        return {key: found for key, (_, found) in self._look().items() if isinstance(found, Record)}
+
+    def problems(self) -> tuple[str, ...]:
+        """A sentence for each file that cannot be used."""
+        return tuple(found for _, found in self._look().values() if isinstance(found, str))
+
+    def get(self, key: str) -> Record | None:
+        return self.load_all().get(key)
+
+    def write(self, record: Record) -> None:
+        """Make `record` durable. Raises NoSpace, or Internal when the file cannot be written."""
+        path = self._path(record.deployment)
+        content = print_record(record)
+        try:
+            if not self._directory.is_dir():
+                self._directory.mkdir(parents=True)
+                files.sync_directory(self._directory.parent)
+            files.write_durably(path, content)
+        except OSError as error:
+            raise _cannot("written", path, error) from error
+
+    def remove(self, key: str) -> None:
+        """Forget the record of `key`, durably; nothing happens when there is none."""
+        path = self._path(key)
+        try:
+            path.unlink()
+            files.sync_directory(self._directory)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _cannot("removed", path, error) from error
+
+    def vouched(self, layers: Mapping[str, StoredLayer] | None = None) -> frozenset[str]:
+        """Ids of the layers that a record vouches for.
+
+        With the store's `layers` only those are named that are still the copies the record saw: a layer that was
+        removed and fetched again by somebody else may not be on disk yet.
+        """
+        found = set()
+        for record in self.load_all().values():
+            for image in record.images:
+                for place, layer_id in enumerate(image.layers):
+                    stamp = image.stamps[place] if place < len(image.stamps) else None
+                    if layers is None or (layer_id in layers and stamp == layers[layer_id].created):
+                        found.add(layer_id)
+        return frozenset(found)
+
+    def _path(self, key: str) -> Path:
+        if not _KEY.fullmatch(key):
+            raise LashdError(ErrorName.INVALID_ARGUMENT, f"{key!r} is not the name of a deployment.")
+        return self._directory / f"{key}.json"
+
+    def _look(self) -> dict[str, tuple[tuple[int, int, int], Record | str]]:
+        seen: dict[str, tuple[tuple[int, int, int], Record | str]] = {}
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._directory) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                key, dot, extension = entry.name.rpartition(".")
+                # A leading dot: a new content that was never finished.
+                if not dot or extension != "json" or not _KEY.fullmatch(key):
+                    continue
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                mark = (status.st_ino, status.st_mtime_ns, status.st_size)
+                known = self._seen.get(key)
+                seen[key] = known if known and known[0] == mark else (mark, self._read(key))
+        self._seen = seen
+        return seen
+
+    def _read(self, key: str) -> Record | str:
+        path = self._directory / f"{key}.json"
+        try:
+            record = parse_record(path.read_bytes())
+        except (OSError, ValueError) as error:
+            return f"The record {path} cannot be used and is ignored: {_why(error)}."
+        if record.deployment != key:
+            return f"The record {path} cannot be used and is ignored: it belongs to {record.deployment!r}."
+        return record
+
+
+def print_record(record: Record) -> bytes:
+    """The content of the file of `record`. Raises ValueError for what `parse_record` would not take."""
+    content = _File.model_validate({"version": VERSION, **asdict(record)})
+    return content.model_dump_json(indent=1).encode() + b"\n"
+
+
+def parse_record(content: bytes) -> Record:
+    """The record in a file's content. Raises ValueError (of pydantic) when it is none, or of a later version."""
+    file = _File.model_validate_json(content)
+    return Record(
+        deployment=file.deployment,
+        host_digest=file.host_digest,
+        images=tuple(RecordedImage(**image.model_dump()) for image in file.images),
+        created=file.created,
+        adopted=file.adopted,
+    )
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        detail = error.errors()[0]
+        return f"{'.'.join(str(part) for part in detail['loc']) or 'it'}: {detail['msg']}"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _cannot(what: str, path: Path, error: OSError) -> LashdError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return LashdError(
+        ErrorName.NO_SPACE if full else ErrorName.INTERNAL,
+        f"The record {path} could not be {what}: {error.strerror}.",
+    )

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The index of a containers-storage, parsed: which images and layers it says it has.
+
+Parsing takes bytes, reading files is the store's business. Of the index only what lashd uses is looked at.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TypeVar
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from lashd.words.errors import ErrorName, LashdError
+from lashd.words.reference import Reference
+
+_ID = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLayer:
+    """One layer of the store. Sizes in bytes, -1 or 0 where the store does not know; digests None where it does not.
+
+    `created` is when this copy of the layer was put into the store: a layer that was removed and fetched again has
+    the same id and another `created`.
+    """
+
+    id: str
+    parent: str | None
+    compressed_digest: str | None
+    compressed_size: int
+    uncompressed_digest: str | None
+    uncompressed_size: int
+    toc_digest: str | None
+    incomplete: bool
+    created: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """One image of the store. `digest` is the one it was fetched by: of its manifest, or of the index it came from;
+    `digests` has both, and those of every manifest that was made of it later."""
+
+    id: str
+    digest: str
+    names: tuple[str, ...]
+    top_layer: str | None
+    digests: frozenset[str]
+
+    @property
+    def repositories(self) -> frozenset[str]:
+        """The names without tag and digest."""
+        return frozenset(_repository(name) for name in self.names)
+
+
+class DamagedIndex(LashdError):
+    """StoreDamaged: the index file `path` says nothing sensible, for the reason `why`."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        self.path = path
+        super().__init__(
+            ErrorName.STORE_DAMAGED,
+            f"The index {path} of the bound image store is damaged: {why}. 'lashctl bind' sets it aside and fetches "
+            f"the images again.",
+        )
+
+
+class StoreIndex:
+    """What the store says it has. Immutable; `layers` by their id."""
+
+    __slots__ = ("_by_blob", "_by_digest", "_by_name", "images", "layers")
+
+    def __init__(self, images: Iterable[StoredImage] = (), layers: Iterable[StoredLayer] = ()) -> None:
+        self.images = tuple(images)
+        self.layers: Mapping[str, StoredLayer] = MappingProxyType({layer.id: layer for layer in layers})
+        self._by_name = {name: image for image in self.images for name in image.names}
+        self._by_digest: dict[tuple[str, str], StoredImage] = {}
+        for image in self.images:
+            for repository in image.repositories:
+                for digest in image.digests:
+                    self._by_digest.setdefault((repository, digest), image)
+        self._by_blob: dict[str, StoredLayer] = {}
+        for layer in self.layers.values():
+            if not layer.incomplete:
+                for blob in (layer.compressed_digest, layer.uncompressed_digest, layer.toc_digest):
+                    if blob:
+                        self._by_blob.setdefault(blob, layer)
+
+    def image_named(self, reference: Reference) -> StoredImage | None:
+        """The image that `reference` means to podman: by its name, or by digest under any name of its repository."""
+        image = self._by_name.get(str(reference))
+        if image is None and reference.digest:
+            image = self.image_with_digest(reference.name, reference.digest)
+        return image
+
+    def image_with_digest(self, name: str, digest: str) -> StoredImage | None:
+        """The image of the repository `name` (`quay.io/edge/agent`) that has a manifest with `digest`."""
+        return self._by_digest.get((name, digest))
+
+    def chain(self, image: StoredImage) -> tuple[StoredLayer, ...] | None:
+        """The layers that `image` stands on, topmost first; None when one is unknown or incomplete."""
+        return self.chain_from(image.top_layer)
+
+    def chain_from(self, top: str | None) -> tuple[StoredLayer, ...] | None:
+        """As `chain`, of the layer `top`; the empty chain of None is complete."""
+        found: list[StoredLayer] = []
+        wanted = top
+        while wanted is not None:
+            layer = self.layers.get(wanted)
+            # More steps than layers: the parents go round in a circle.
+            if layer is None or layer.incomplete or len(found) >= len(self.layers):
+                return None
+            found.append(layer)
+            wanted = layer.parent
+        return tuple(found)
+
+    def layer_with_blob(self, digest: str) -> StoredLayer | None:
+        """A finished layer by its compressed, uncompressed or TOC digest."""
+        return self._by_blob.get(digest)
+
+    def standing_on(self, layer_ids: frozenset[str]) -> tuple[StoredImage, ...]:
+        """Every image that has one of these layers in its chain, as far as the chain is known."""
+        return tuple(image for image in self.images if layer_ids & set(self._known_chain(image.top_layer)))
+
+    def orphans_on(self, layer_ids: frozenset[str]) -> tuple[StoredLayer, ...]:
+        """Layers without an image and without a layer above, that are or stand on one of these layers."""
+        used = {layer for image in self.images for layer in self._known_chain(image.top_layer)}
+        parents = {layer.parent for layer in self.layers.values()}
+        return tuple(
+            layer
+            for layer in self.layers.values()
+            if layer.id not in used and layer.id not in parents and layer_ids & set(self._known_chain(layer.id))
+        )
+
+    def _known_chain(self, top: str | None) -> list[str]:
+        found: list[str] = []
+        while top is not None and len(found) <= len(self.layers):
+            found.append(top)
+            layer = self.layers.get(top)
+            top = layer.parent if layer else None
+        return found
+
+
+EMPTY = StoreIndex()
+
+
+class _Image(BaseModel):
+    id: str
+    digest: str | None = None
+    names: list[str] | None = None
+    layer: str | None = None
+    big_data_digests: dict[str, str] | None = Field(None, alias="big-data-digests")
+
+
+class _Layer(BaseModel):
+    id: str
+    parent: str | None = None
+    created: str = ""
+    compressed_digest: str | None = Field(None, alias="compressed-diff-digest")
+    compressed_size: int = Field(0, alias="compressed-size")
+    uncompressed_digest: str | None = Field(None, alias="diff-digest")
+    uncompressed_size: int = Field(0, alias="diff-size")
+    toc_digest: str | None = Field(None, alias="toc-digest")
+    flags: dict[str, object] | None = None
+
+
+_Entry = TypeVar("_Entry", _Image, _Layer)
+_IMAGES = TypeAdapter(list[_Image])
+_LAYERS = TypeAdapter(list[_Layer])
+
+
+def parse_index(images: tuple[Path, bytes], *layers: tuple[Path, bytes]) -> StoreIndex:
+    """The index that these files hold; each is given as its path, for the error, and its content, empty for none.
+
+    Raises StoreDamaged naming the file.
+    """
+    return StoreIndex(
+        [_image(entry) for entry in _parse(_IMAGES, *images)],
+        [_layer(entry) for path, content in layers for entry in _parse(_LAYERS, path, content)],
+    )
+
+
+def _parse(adapter: TypeAdapter[list[_Entry]], path: Path, content: bytes) -> list[_Entry]:
+    if not content.strip():
+        # containers-storage too takes an empty index for one that names nothing.
+        return []
+    try:
+        entries = adapter.validate_json(content)
+    except ValidationError as error:
+        raise DamagedIndex(path, str(error.errors()[0]["msg"])) from error
+    for entry in entries:
+        # Ids become file names.
+        if not _ID.fullmatch(entry.id):
+            raise DamagedIndex(path, f"{entry.id[:80]!r} is not an id")
+    return entries
+
+
+def _image(entry: _Image) -> StoredImage:
+    digests = {value for key, value in (entry.big_data_digests or {}).items() if key.startswith("manifest")}
+    if entry.digest:
+        digests.add(entry.digest)
+    return StoredImage(entry.id, entry.digest or "", tuple(entry.names or ()), entry.layer or None, frozenset(digests))
+
+
+def _layer(entry: _Layer) -> StoredLayer:
+    return StoredLayer(
+        id=entry.id,
+        parent=entry.parent or None,
+        compressed_digest=entry.compressed_digest or None,
+        compressed_size=entry.compressed_size,
+        uncompressed_digest=entry.uncompressed_digest or None,
+        uncompressed_size=entry.uncompressed_size,
+        toc_digest=entry.toc_digest or None,
+        incomplete=bool((entry.flags or {}).get("incomplete")),
+        created=entry.created,
+    )
+
+
+def big_data_name(key: str) -> str:
+    """The file name under which containers-storage keeps the big data `key` of an image."""
+    if re.fullmatch(r"[.0-9a-z]*", key):
+        return key
+    return "=" + base64.b64encode(key.encode()).decode()
+
+
+def _repository(name: str) -> str:
+    name = name.partition("@")[0]
+    head, colon, tail = name.rpartition(":")
+    return head if colon and "/" not in tail else name
