@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""lashd as one layer of a host image: where each file of the checkout goes on a host."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from demo.shell import call
+from tests.support.images import Content, LayerBlob, Link, Program, files
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+_SITE = "usr/lib/python3/dist-packages"
+_UNITS = "usr/lib/systemd/system"
+
+# (pattern in the checkout, directory on the host)
+_PLACES = (
+    ("units/*.service", _UNITS),
+    ("units/*.target", _UNITS),
+    ("units/*.path", _UNITS),
+    ("units/*.socket", _UNITS),
+    ("units/*.timer", _UNITS),
+    ("units/*.d/*.conf", _UNITS),
+    ("units/*.preset", "usr/lib/systemd/system-preset"),
+    ("units/tmpfiles.d/*.conf", "usr/lib/tmpfiles.d"),
+    ("dbus/*.conf", "usr/share/dbus-1/system.d"),
+    ("dbus/*.service", "usr/share/dbus-1/system-services"),
+    ("dbus/*.xml", "usr/share/dbus-1/interfaces"),
+    ("dbus/*.policy", "usr/share/polkit-1/actions"),
+    ("dbus/polkit/*.policy", "usr/share/polkit-1/actions"),
+)
+_COMMANDS = {"usr/bin/lashctl": "lashd.cli.main", "usr/bin/lashd": "lashd.bus.service"}
+_LAUNCHER = """\
+#!/usr/bin/python3
+import sys
+
+from {module} import main
+
+sys.exit(main())
+"""
+
+
+def lashd_layer(tree: Path) -> LayerBlob:
+    """The layer, for hosts made from `tree`, whose Python compiles the modules."""
+    content: dict[str, Content] = {}
+    for pattern, place in _PLACES:
+        for path in sorted(REPOSITORY.glob(pattern)):
+            # Drop-ins keep the directory that names their unit.
+            below = f"{path.parent.name}/{path.name}" if path.parent.match("units/*.d") else path.name
+            content[f"{place}/{below}"] = path.read_bytes()
+            if place == _UNITS and path.parent.name == "units":
+                content |= _enabled(path)
+    for name, module in _COMMANDS.items():
+        content[name] = Program(_LAUNCHER.format(module=module).encode())
+    return files(content | _package(tree))
+
+
+def _enabled(unit: Path) -> dict[str, Content]:
+    """The links that `systemctl enable` would make, from the unit's [Install] section, in /usr."""
+    links: dict[str, Content] = {}
+    for line in unit.read_text().splitlines():
+        key, _, value = line.partition("=")
+        kind = {"WantedBy": "wants", "RequiredBy": "requires"}.get(key.strip())
+        for other in value.split() if kind else ():
+            links[f"{_UNITS}/{other}.{kind}/{unit.name}"] = Link(f"../{unit.name}")
+    return links
+
+
+def _package(tree: Path) -> dict[str, Content]:
+    """The Python package with bytecode that is never compared with its source: all files there are from 1970."""
+    with tempfile.TemporaryDirectory(prefix="lashd-layer-") as work:
+        package = Path(work, "lashd")
+        shutil.copytree(REPOSITORY / "daemon/lashd", package, ignore=shutil.ignore_patterns("__pycache__"))
+        # In a mount namespace of its own, over a directory that is empty in the tree, so that the tree stays as it is.
+        script = (
+            'mount --bind "$1" "$0/tmp" && exec chroot "$0" /usr/bin/python3 -m compileall -q '
+            f"--invalidation-mode unchecked-hash -s /tmp -p /{_SITE} /tmp/lashd"
+        )
+        call(["unshare", "--mount", "--propagation", "private", "--", "sh", "-c", script, tree, work])
+        return {
+            f"{_SITE}/{path.relative_to(work)}": path.read_bytes()
+            for path in sorted(package.rglob("*"))
+            if path.is_file()
+        }
