@@ -42,6 +42,9 @@ class Host:
             raise self.newest
         return self.newest
 
+    async def recover(self) -> None:
+        pass
+
     def space(self) -> int:
         return 10**9
 

@@ -44,7 +44,7 @@ def test_weighted_by_bytes_and_room_kept_for_the_bound_images() -> None:
     tally.count(ItemProgress("top", "done", 10, 10))
     assert tally.fraction == 0.5
     tally.count(StageStarted(Stage.PULL, bytes_total=1000, items_total=1))
-    assert (tally.items_total, tally.items_done, tally.bytes_total) == (3, 2, 1100)
+    assert (tally.items_total, tally.items_done, tally.bytes_total) == (1, 0, 1100)
     tally.count(ItemProgress("agent", "fetching", 500, 1000))
     assert 0.7 < tally.fraction < 0.76
     tally.count(ItemProgress("agent", "retrying", 0, 1000, attempt=2))

@@ -60,6 +60,10 @@ class Service:
         Adoption reads every layer, so it goes on in the background; what changes something waits for it.
         """
         await asyncio.to_thread(shutil.rmtree, self.settings.paths.state / "pull", ignore_errors=True)
+        try:
+            await self._backend.recover()
+        except (LashdError, OSError) as error:
+            log.warning("A hold that a killed daemon left could not be removed: %s", error)
         self._adoption = asyncio.create_task(self._adopt(), name="adoption")
 
     async def stop(self) -> None:

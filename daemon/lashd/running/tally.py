@@ -14,7 +14,7 @@ BEFORE_PLAN = 0.5
 
 
 class Tally:
-    """Counts events. `bytes_*` and `items_*` add up over the stages of a job; `fraction` is between 0 and 1."""
+    """Counts events. Bytes add up over the stages of a job, items are those of its stage, `fraction` is from 0 to 1."""
 
     def __init__(self) -> None:
         self.stage = ""
@@ -30,7 +30,6 @@ class Tally:
         self._stage_bytes = 0
         self._stage_total = 0
         self._before_bytes = 0
-        self._before_items = 0
         self._stage_from = 0.0
 
     def visible(self) -> dict[str, Any]:
@@ -43,12 +42,10 @@ class Tally:
         else:
             self.stage, self.item, self.attempt, self.next_attempt = event.stage.value, "", 1, 0.0
             self._before_bytes += self._stage_bytes
-            self._before_items = self.items_total
             self._items, self._stage_bytes, self._stage_total = {}, 0, event.bytes_total
             self._stage_from = self.fraction
             self.bytes_total = self._before_bytes + event.bytes_total
-            self.items_total += event.items_total
-            self.items_done = self._before_items
+            self.items_total, self.items_done = event.items_total, 0
 
     def complete(self) -> None:
         self.fraction = 1.0
@@ -61,7 +58,7 @@ class Tally:
         self._stage_bytes = max(self._stage_bytes, sum(item.bytes_done for item in self._items.values()))
         self.bytes_total = max(self.bytes_total, self._before_bytes + self._stage_bytes)
         self.bytes_done = max(self.bytes_done, self._before_bytes + self._stage_bytes)
-        self.items_done = self._before_items + sum(item.state == "done" for item in self._items.values())
+        self.items_done = sum(item.state == "done" for item in self._items.values())
         if self._stage_total:
             until = BEFORE_PLAN if self.stage == Stage.STAGE else BYTES_SHARE
             share = min(1.0, self._stage_bytes / self._stage_total)

@@ -56,6 +56,10 @@ class HostBackend(Protocol):
         """
         ...
 
+    async def recover(self) -> None:
+        """Put right what a daemon that was killed left: a hold of ours on nothing. To be called once, at the start."""
+        ...
+
     async def hold(self, deployment: Deployment) -> None:
         """Forbid the staged `deployment` to be finalised. Raises NothingStaged, DigestMismatch when it is another."""
         ...

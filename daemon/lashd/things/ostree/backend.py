@@ -12,7 +12,7 @@ from lashd.things.ostree.client import Worker, require_root
 from lashd.things.ostree.deployments import OstreeSysroot
 from lashd.things.ostree.fetch import ImageFetch, OpenProxy
 from lashd.things.ostree.image import check_signature_rule
-from lashd.things.ostree.lockfile import Lock, read_lock, write_lock
+from lashd.things.ostree.lockfile import Lock, read_lock, remove_lock, write_lock
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.files import sync_filesystem
@@ -82,6 +82,12 @@ class OstreeBackend:
             stateroot="" if self._sysroot.booted else self._settings.host.stateroot,
         )
         return self._by_key(key)
+
+    async def recover(self) -> None:
+        present = read_lock(self._settings.paths.ostree_run)
+        # Killed between holding and staging. What somebody else stages next is not ours to hold by accident.
+        if present is not None and present.ours and self._staged() is None:
+            remove_lock(self._settings.paths.ostree_run)
 
     async def hold(self, deployment: Deployment) -> None:
         require_root()

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The walk on a booted host, with everything in it as it is, and what goes wrong there."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo import images
+from demo.host import Done, Host
+from demo.images import Version
+from tests.host.conftest import HostImages, publish
+from tests.support.images import Link
+from tests.support.registry import Registry
+
+pytestmark = pytest.mark.host
+
+STORE = "/sysroot/ostree/bootc/storage"
+WRITABLE = ("unshare", "--mount", "sh", "-c")
+
+
+def version_of(host: Host) -> str:
+    return host.run("sh", "-c", ". /etc/os-release; echo $VERSION_ID").output.strip()
+
+
+def lashctl(host: Host, *argv: str, status: int = 0) -> dict[str, Any] | list[dict[str, Any]]:
+    """Run lashctl with --json; its exit status must be `status`."""
+    done: Done = host.run("lashctl", *argv, "--json", check=False, timeout=180)
+    assert done.status == status, (argv, done.status, done.output, done.errors, host.journal())
+    answer: dict[str, Any] | list[dict[str, Any]] = json.loads(done.output)
+    return answer
+
+
+def states(host: Host, which: str) -> dict[str, str]:
+    rows = lashctl(host, "list", "--deployment", which)
+    return {row["unit"].removesuffix(".container"): row["state"] for row in rows}
+
+
+def described(host: Host) -> dict[str, Any]:
+    document = lashctl(host, "status")
+    assert isinstance(document, dict)
+    return document
+
+
+def lock_of(host: Host) -> str:
+    return host.run("cat", "/run/ostree/staged-deployment-locked", check=False).output
+
+
+def publish_without(registry: Registry, version: Version, app: str) -> None:
+    """Publish a host image one of whose bound images the registry does not have."""
+    for binding in version.bindings:
+        if binding.app.name != app:
+            registry.push(binding.app.repository, binding.app.image, binding.tag)
+    registry.push(images.HOST_REPOSITORY, version.image, images.HOST_TAG)
+
+
+def test_held_until_everything_is_there(host: Host, host_images: HostImages, host_registry: Registry) -> None:
+    """Together or not at all: a missing image keeps the old system, over a reboot too; the next run completes it."""
+    assert lashctl(host, "upgrade", status=77)["job"]["result"] == "unchanged"  # type: ignore[call-overload]
+    publish_without(host_registry, host_images.second, "probe")
+    answer = lashctl(host, "upgrade", status=13)
+    assert "probe" in answer["error"]["message"]  # type: ignore[call-overload]
+    now = described(host)
+    assert (now["state"], now["gate"]) == ("held", "held")
+    assert any("probe" in reason["message"] for reason in now["blockedBy"])
+    assert lock_of(host).startswith("lashd\n")
+    host.reboot()
+    assert version_of(host) == "1"
+    assert set(states(host, "booted").values()) == {"present"}
+
+    publish(host_registry, host_images.second)
+    answer = lashctl(host, "upgrade", "--expected-digest", "sha256:" + "0" * 64, status=8)
+    answer = lashctl(host, "upgrade", "--expected-digest", host_images.second.image.digest)
+    assert states(host, "staged") == {"web": "present", "agent": "present", "probe": "present"}
+    assert (described(host)["state"], lock_of(host)) == ("ready", "")
+    lashctl(host, "upgrade", status=77)
+    lashctl(host, "rollback", status=22)
+    host_registry.stop()
+    host.reboot()
+    assert version_of(host) == "2"
+    assert states(host, "booted") == {"web": "present", "agent": "present", "probe": "present"}
+    assert host.run("systemctl", "is-active", "web", "agent", "probe").output.split() == ["active"] * 3
+
+
+def test_registry_away_and_forbidden_callers(host: Host, host_images: HostImages, host_registry: Registry) -> None:
+    host_registry.stop()
+    assert "127.0.0.1:5000" in lashctl(host, "upgrade", status=14)["error"]["message"]  # type: ignore[call-overload]
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    refused = host.run(*nobody, "lashctl", "upgrade", check=False)
+    assert refused.status == 4
+    assert "Traceback" not in refused.errors
+    assert host.run(*nobody, "lashctl", "status").status == 0
+    assert json.loads(host.run(*nobody, "lashctl", "list", "--json").output)
+    assert described(host)["state"] == "idle"
+    host.reboot()
+    assert version_of(host) == "1"
+
+
+def test_bad_entry_is_never_released(host: Host, host_images: HostImages, host_registry: Registry) -> None:
+    """One entry that cannot be used: the others are bound, the deployment stays held, the old system comes up."""
+    bindings = host_images.second.bindings
+    bad = {
+        "usr/share/containers/systemd/broken.container": "[Container]\nImage=Not A Reference\n",
+        "usr/lib/bootc/bound-images.d/broken.container": Link("/usr/share/containers/systemd/broken.container"),
+    }
+    layers = tuple(host_images.second.image.layers[:-1])
+    publish(host_registry, images.version("3", bindings, layers, bad))
+    message = lashctl(host, "upgrade", status=9)["error"]["message"]  # type: ignore[call-overload]
+    assert "broken.container" in message
+    found = states(host, "staged")
+    assert found.pop("broken") == "invalid"
+    assert set(found.values()) == {"present"}
+    assert described(host)["gate"] == "held"
+    host.reboot()
+    assert version_of(host) == "1"
+
+
+def test_rollback_repairs_or_refuses(host: Host, host_images: HostImages, host_registry: Registry) -> None:
+    publish(host_registry, host_images.second)
+    lashctl(host, "upgrade")
+    assert lashctl(host, "rollback", status=22)["error"]["name"] == "RollbackUnavailable"  # type: ignore[call-overload]
+    host.reboot()
+    assert version_of(host) == "2"
+
+    # Somebody removes a layer that only v1 needs.
+    layer = host_images.first.bindings[1].app.image.layers[-1].diff_id
+    find = (
+        f"import json; layers = json.load(open('{STORE}/overlay-layers/layers.json')); "
+        f"print(*(each['id'] for each in layers if each['diff-digest'] == '{layer}'))"
+    )
+    (identity,) = host.run("python3", "-c", find).output.split()
+    host.run(*WRITABLE, f"mount -o remount,rw /sysroot && rm -r {STORE}/overlay/{identity}")
+    assert states(host, "rollback")["agent"] == "incomplete"
+    host_registry.stop()
+    answer = lashctl(host, "rollback", status=23)
+    assert "nothing was changed" in answer["error"]["message"]  # type: ignore[call-overload]
+    host_registry.start()
+    lashctl(host, "rollback")
+    host_registry.stop()
+    host.reboot()
+    assert version_of(host) == "1"
+    assert set(states(host, "booted").values()) == {"present"}
+    assert host.run("systemctl", "is-active", "web", "agent").output.split() == ["active"] * 2
+
+
+def test_running_system_keeps_the_meaning_of_its_names(
+    new_host: Callable[[], Host], host_images: HostImages, tmp_path: Path
+) -> None:
+    """The same floating tag in v1 and v2: until the reboot it means on the running system what it meant before."""
+    host = new_host()
+    host.start()
+    moved = images.second(tuple(host_images.first.image.layers[:-1]), web_tag="1")
+    with Registry(netns=host.network.path, port=images.REGISTRY_PORT, storage=tmp_path / "registry") as registry:
+        publish(registry, host_images.first)
+        publish(registry, moved)
+        lashctl(host, "upgrade")
+        rows = {row["unit"]: row for row in lashctl(host, "list", "--deployment", "staged")}
+        assert rows["web.container"]["state"] == "present"
+        assert rows["web.container"]["wanted-digest"] == moved.bindings[0].app.image.digest
+        booted = {row["unit"]: row for row in lashctl(host, "list")}
+        assert booted["web.container"]["state"] == "present"
+        assert booted["web.container"]["present-digest"] == host_images.first.bindings[0].app.image.digest
+        host.run("systemctl", "restart", "web")
+        page = wait_for_page(host)
+        assert page == "Ahoy from web 1\n"
+
+
+def test_daemon_killed_while_it_binds(host: Host, host_images: HostImages, host_registry: Registry) -> None:
+    """SIGKILL in the middle: held, nothing left behind, and the next run carries on."""
+    publish(host_registry, host_images.second)
+    host.run("sh", "-c", "lashctl upgrade --no-wait")
+    deadline = time.monotonic() + 60
+    while not lock_of(host).startswith("lashd\n"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    host.run("systemctl", "kill", "--signal=KILL", "--kill-whom=main", "lashd")
+    while host.run("systemctl", "is-active", "lashd", check=False).output.strip() != "active":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert host.run("pgrep", "-x", "skopeo", check=False).output == ""
+    # It may have been killed before there was a deployment: then the hold went with the daemon's next start.
+    now = described(host)
+    assert (now["state"], lock_of(host) != "") in [("held", True), ("idle", False), ("ready", False)]
+    if now["state"] != "ready":
+        lashctl(host, "upgrade")
+    assert states(host, "staged") == {"web": "present", "agent": "present", "probe": "present"}
+    assert host.run("sh", "-c", "ls /var/lib/lashd/pull 2>/dev/null | wc -l").output.strip() == "0"
+    host.reboot()
+    assert version_of(host) == "2"
+
+
+def wait_for_page(host: Host) -> str:
+    deadline = time.monotonic() + 20
+    while True:
+        done = host.run("busybox", "wget", "-qO-", "http://127.0.0.1:8080/", check=False)
+        if done.status == 0 or time.monotonic() > deadline:
+            return done.output
+        time.sleep(0.2)
