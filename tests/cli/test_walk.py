@@ -73,7 +73,8 @@ async def test_bars_on_a_terminal(lashd: FakeLashd, lashctl: Lashctl) -> None:
         assert part in ran.out
     # What stays: the finished images and the end; the cursor is shown again.
     assert "done: registry.example/app/web:1 (40.0 MB)" in ran.out
-    assert ran.out.rstrip().endswith("Done: upgrade (job 7).")
+    assert ran.out.split("\r\n")[-3].endswith("Done: upgrade (job 7).")
+    assert ran.out.endswith("Reboot to start it: systemctl reboot\r\n")
     assert ran.out.rindex("\x1b[?25h") > ran.out.rindex("\x1b[?25l")
 
 
@@ -283,7 +284,7 @@ async def test_lashd_is_restarted_and_remembers(bus_address: str, lashd: FakeLas
     again.new_job("upgrade", 7)
     again.end(7, "success", changed=True)
     ran = await finish(process)
-    assert (ran.status, ran.out) == (0, "Done: upgrade (job 7).\n")
+    assert (ran.status, ran.out.splitlines()[0]) == (0, "Done: upgrade (job 7).")
     await again.die()
 
 

@@ -69,6 +69,8 @@ def test_held_until_everything_is_there(host: Host, host_images: HostImages, hos
     assert (now["state"], now["gate"]) == ("held", "held")
     assert any("probe" in reason["message"] for reason in now["blockedBy"])
     assert lock_of(host).startswith("lashd\n")
+    # What could be fetched was, although nothing vouches for it yet.
+    assert states(host, "staged") == {"web": "unverified", "agent": "unverified", "probe": "missing"}
     host.reboot()
     assert version_of(host) == "1"
     assert set(states(host, "booted").values()) == {"present"}

@@ -71,6 +71,8 @@ SKOPEO = [
     (f"{OPEN}unexpected EOF", AGAIN),
     ('writing blob: storing blob to file "/var/tmp/storage3558575344/1": happened during read: unexpected EOF', AGAIN),
     # 1.9: content, policy, this host
+    (f"Download config.json digest {BLOB} does not match expected {BLOB}", DIGEST),
+    ("sh: 1: exec: skopeo: not found", HOST),
     (f"writing blob: happened during read: Digest did not match, expected {BLOB}, got {BLOB}", DIGEST),
     (
         f"determining manifest MIME type for docker://{REF}@{BLOB}: Manifest does not match provided manifest digest "

@@ -23,6 +23,12 @@ _UNCHANGED = {
     "plan": "Nothing to do: there is nothing to fetch.",
 }
 
+# What is left to do for whoever asked.
+_NEXT = {
+    "upgrade": "Reboot to start it: systemctl reboot",
+    "rollback": "Reboot to start it: systemctl reboot",
+}
+
 
 async def upgrade(client: Client, arguments: Any) -> int:
     digest = arguments.expected_digest
@@ -93,6 +99,8 @@ def ended(job: Job, *, json: bool) -> int:
             from lashd.cli.render import tables
 
             screen.show(tables.figures(job))
+        if job.kind in _NEXT and not unchanged:
+            print(_NEXT[job.kind])
     return EXIT_NOTHING_TO_DO if unchanged else 0
 
 

@@ -18,7 +18,7 @@ from lashd.steps import pull as pulling
 from lashd.steps.decide import decide
 from lashd.steps.discover import discover
 from lashd.steps.plan import plan as make_plan
-from lashd.steps.plan import require_space
+from lashd.steps.plan import require_resolved, require_space
 from lashd.steps.record import Records
 from lashd.steps.verify import classify, mend, repair, verify
 from lashd.things.host import HostBackend
@@ -123,6 +123,8 @@ class Walk:
             before = frozenset(self.store.index().layers)
             await pulling.pull(plan, store=self.store, settings=self.settings, report=report)
             fresh = frozenset(self.store.index().layers) - before
+        # Only now: what could be found out has been fetched, and the next run need not do that.
+        require_resolved(plan)
         try:
             images = await verify(plan.images, self.store, vouched, fresh=fresh, report=report)
         except LashdError as error:
@@ -140,13 +142,15 @@ class Walk:
         """What a bind of `deployment` would do now; changes nothing."""
         report(StageStarted(Stage.DISCOVER))
         found = await asyncio.to_thread(discover, deployment.root)
-        return await make_plan(
+        plan = await make_plan(
             found.images,
             store=self.store,
             record=self.records.get(deployment.key),
             settings=self.settings,
             report=report,
         )
+        require_resolved(plan)
+        return plan
 
     async def roll_back(self, *, drop_staged: bool, report: Report) -> Mapping[str, Any] | None:
         """Make the rollback deployment the next boot, after its images were verified and, if need be, fetched again.
@@ -174,7 +178,7 @@ class Walk:
                 f"changed: {error.message}",
                 retryable=error.retryable,
             ) from error
-        report(StageStarted(Stage.STAGE))
+        report(StageStarted(Stage.ROLL_BACK))
         changed = await self.backend.roll_back(target, drop_staged=drop_staged)
         if not (changed or bound.changed):
             return None

@@ -50,8 +50,8 @@ async def plan(
     A pinned reference means its digest, a floating one what the deployment's `record` says; without one the registry is
     asked, unless `refresh` is false and the store has something complete under that name. Layers that the index has but
     whose directory is gone are to be fetched (take them out of the store first: `verify.mend`).
-    Raises, after all have been tried, one LashdError that names every image nobody could tell about; StoreDamaged when
-    the index cannot be read.
+    An image that nobody can tell about does not stop the others: `unresolved` of the plan is one error that names all
+    of them. Raises StoreDamaged when the index cannot be read.
     """
     report(StageStarted(Stage.PLAN, items_total=len(bound)))
     uses: dict[tuple[Reference, PullOptions], list[BoundImage]] = {}
@@ -75,11 +75,17 @@ async def plan(
         tasks = [group.create_task(mean(*use)) for use in uses]
     results = [task.result() for task in tasks]
     errors = [result for result in results if isinstance(result, LashdError)]
-    if errors:
-        raise all_in_one(errors, f"The meaning of {len(errors)} of {len(uses)} bound images could not be found out.")
-    meanings = [result for result in results if isinstance(result, _Meaning)]
-    images = _planned(zip(meanings, uses.values(), strict=True), store)
-    return _measured(images, store, settings)
+    told = zip(results, uses.values(), strict=True)
+    images = _planned([(result, who) for result, who in told if isinstance(result, _Meaning)], store)
+    unresolved = f"The meaning of {len(errors)} of {len(uses)} bound images could not be found out."
+    measured = _measured(images, store, settings)
+    return replace(measured, unresolved=all_in_one(errors, unresolved)) if errors else measured
+
+
+def require_resolved(plan: Plan) -> None:
+    """Raises what kept images of `plan` from being found out, if anything did."""
+    if plan.unresolved is not None:
+        raise plan.unresolved
 
 
 def require_space(plan: Plan) -> None:

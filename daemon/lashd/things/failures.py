@@ -33,7 +33,7 @@ def _row(pattern: str, name: ErrorName, meaning: str, retryable: bool | None = N
 TABLE: tuple[Row, ...] = (
     # This host
     _row(
-        r"setpriv: failed to execute|executable file not found",
+        r"setpriv: failed to execute|executable file not found|\b\d+: exec: \S+: not found",
         ErrorName.HOST_COMMAND_FAILED,
         "a program that is needed is not installed; install it",
         False,
@@ -80,7 +80,8 @@ TABLE: tuple[Row, ...] = (
     ),
     # Content
     _row(
-        r"digest did not match|does not match provided manifest digest|corrupted blob|corrupted .* object; checksum"
+        r"digest did not match|download config\.json digest \S+ does not match"
+        r"|does not match provided manifest digest|corrupted blob|corrupted .* object; checksum"
         r"|unexpected digest|digest mismatch|checksum mismatch",
         # A proxy's damaged cache entry is often replaced at the next request, and the caller counts the attempts.
         ErrorName.DIGEST_MISMATCH,

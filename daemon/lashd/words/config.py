@@ -44,7 +44,7 @@ class PullSettings(_Section):
     attempts: int = Field(6, ge=1, le=100)  # how often one image is tried in one job
     backoff_seconds: float = Field(1.0, gt=0, le=3600)  # before the second attempt; doubles, with jitter
     backoff_limit_seconds: float = Field(60.0, gt=0, le=86400)
-    stall_seconds: float = Field(60.0, gt=0, le=3600)  # a transfer without a new byte for so long is ended
+    stall_seconds: float = Field(90.0, gt=0, le=3600)  # a transfer without a new byte for so long is ended
     reserve_bytes: int = Field(512 * 1024 * 1024, ge=0)  # free space that a pull never takes
 
 

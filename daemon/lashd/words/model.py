@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from lashd.words.errors import LashdError
 from lashd.words.reference import Reference
 
 
@@ -199,6 +200,8 @@ class Plan:
     bytes_on_disk: int = 0  # an estimate: compressed bytes while they are unpacked, plus what they unpack to
     bytes_free: int = 0
     reserve: int = 0
+    # One error for all images whose meaning could not be found out; `images` then lacks them.
+    unresolved: LashdError | None = field(default=None, compare=False)
 
     @property
     def fits(self) -> bool:

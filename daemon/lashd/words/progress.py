@@ -19,6 +19,7 @@ class Stage(StrEnum):
     VERIFY = "verify"
     RECORD = "record"
     RELEASE = "release"
+    ROLL_BACK = "roll-back"
     REBOOT = "reboot"
 
 

@@ -24,10 +24,11 @@ STAGES = {
     "verify": "verify images",
     "record": "record what is bound",
     "release": "let the deployment through",
+    "roll-back": "make the rollback deployment the next boot",
     "reboot": "reboot",
 }
 _IMAGES = "pull"
-_AFTER_IMAGES = ("verify", "record", "release", "reboot")
+_AFTER_IMAGES = ("verify", "record", "release", "roll-back", "reboot")
 
 
 def stage_name(stage: str) -> str:
