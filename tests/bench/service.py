@@ -32,7 +32,7 @@ async def service(work: Path, repeats: int) -> list[Figure]:
     """Bars `daemon.start_ms`, `daemon.rss_mib`, `list_bound_100.ms`."""
     settings = settings_below(work)
     with Registry() as registry:
-        key = await furnish(registry, work, settings)
+        key = await furnish(registry, settings, IMAGES)
     directory = work / "settings"
     directory.mkdir(exist_ok=True)
     (directory / "bench.toml").write_text(
@@ -77,8 +77,8 @@ def settings_below(work: Path) -> Settings:
     return Settings.model_validate({"host": {"sysroot": sysroot}, "paths": names, "pull": {"reserve_bytes": 0}})
 
 
-async def furnish(registry: Registry, work: Path, settings: Settings) -> str:
-    """Install a host image that binds many images, and bind it; returns the deployment's key."""
+async def furnish(registry: Registry, settings: Settings, images: int) -> str:
+    """Install a host image that binds `images` images, and bind it; returns the deployment's key."""
     write_root(settings.paths.root, insecure=[registry.address])
     shared = random_bytes(10_000, seed=1)
     tree: dict[str, Content] = {
@@ -86,7 +86,7 @@ async def furnish(registry: Registry, work: Path, settings: Settings) -> str:
         "usr/lib/modules/1/initramfs.img": "initramfs",
         "usr/lib/os-release": "ID=bench\nVERSION_ID=1\n",
     }
-    for number in range(IMAGES):
+    for number in range(images):
         name = f"app{number}"
         image = build([shared, random_bytes(5_000, seed=number + 2), random_bytes(1_000, seed=number + 1000)])
         registry.push(f"bench/{name}", image, tag="1")
