@@ -7,6 +7,7 @@ write to the journal. `web` and `probe` share their lowest layer.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from tests.support.images import Content, Image, LayerBlob, Link, Program, build, files
 
 WEB_PORT = 8080
+_SIZES = {"web": 12_000_000, "agent": 20_000_000, "probe": 6_000_000}
 
 # In this kind of host there are no cgroup controllers, and limits cannot be raised.
 _QUADLET = """\
@@ -69,19 +71,26 @@ class App:
 def web(tree: Path, version: str) -> App:
     page = f"Ahoy from web {version}\n"
     script = _WEB.format(port=WEB_PORT, version=version)
-    own = files({"app": Program(script.encode()), "www/index.html": page})
+    own = files({"app": Program(script.encode()), "www/index.html": page, **_payload("web", version)})
     return App("web", version, build([busybox(tree), own], cmd=["/app"]))
 
 
 def probe(tree: Path, version: str) -> App:
-    own = files({"app": Program(_LOGGER.format(name="probe", version=version).encode())})
+    script = _LOGGER.format(name="probe", version=version).encode()
+    own = files({"app": Program(script), **_payload("probe", version)})
     return App("probe", version, build([busybox(tree), own], cmd=["/app"]))
 
 
 def agent(tree: Path, version: str) -> App:
     """In one layer: it shares none with the others."""
     script = _LOGGER.format(name="agent", version=version).encode()
-    return App("agent", version, build([_busybox(tree, {"app": Program(script)})], cmd=["/app"]))
+    own = {"app": Program(script), **_payload("agent", version)}
+    return App("agent", version, build([_busybox(tree, own)], cmd=["/app"]))
+
+
+def _payload(name: str, version: str) -> dict[str, Content]:
+    """What an application carries beside its program: some megabytes that do not compress and differ by version."""
+    return {"opt/data": random.Random(f"{name} {version}").randbytes(_SIZES[name])}
 
 
 def busybox(tree: Path) -> LayerBlob:

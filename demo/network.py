@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from demo.shell import Failed, call
@@ -34,6 +35,16 @@ class Network:
     def enter(self, argv: Sequence[str | Path]) -> list[str | Path]:
         """The command line that runs `argv` inside."""
         return ["nsenter", f"--net={self.path}", "--", *argv]
+
+    @contextmanager
+    def slow(self, rate: str) -> Iterator[None]:
+        """Everything that crosses the namespace's loopback is held to `rate` (as tc writes it: 100mbit)."""
+        shape = ["tc", "qdisc", "add", "dev", "lo", "root", "tbf", "rate", rate, "burst", "256kb", "latency", "100ms"]
+        call(self.enter(shape))
+        try:
+            yield
+        finally:
+            call(self.enter(["tc", "qdisc", "del", "dev", "lo", "root"]))
 
     def delete(self) -> None:
         """Remove it, and end what still runs in it: that would keep it alive, without a name."""

@@ -14,6 +14,7 @@ from demo.terminal import NotTrue, Terminal
 from tests.support.registry import Registry
 
 _STORE_OPTION = "--storage-opt=additionalimagestore=/usr/lib/bootc/storage"
+_LINE = "100mbit"
 _OS_NAME = ("grep", "^PRETTY_NAME", "/etc/os-release")
 _PAGE = ("busybox", "wget", "-qO-", f"http://127.0.0.1:{WEB_PORT}/")
 
@@ -98,7 +99,9 @@ class Story:
 
     def _upgrade(self, version: Version) -> None:
         terminal, host = self.terminal, self.host
-        terminal.run(host, "lashctl", "upgrade")
+        # On loopback it would be over before there is anything to see.
+        with host.network.slow(_LINE):
+            terminal.run(host, "lashctl", "upgrade")
         terminal.run(host, "lashctl", "status")
         status = terminal.run(host, "ostree", "admin", "status")
         terminal.true(f"v{version.number} is staged", "(staged)" in status and f"Version: {version.number}" in status)

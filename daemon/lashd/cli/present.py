@@ -87,9 +87,11 @@ class Bars(Silent):
         self._live.__exit__(kind, error, trace)
 
     def show(self, job: Job) -> None:
-        for line in progress.item_news(self._job, job):
-            self._console.print(line.removeprefix("  "), style=_style(line), soft_wrap=True)
+        news = progress.item_news(self._job, job)
+        # What is printed draws the bars below it anew, and they must not be those of before.
         self._job = job
+        for line in news:
+            self._console.print(line.removeprefix("  "), style=_style(line), soft_wrap=True)
 
     def notice(self, text: str) -> None:
         self._notice = text
