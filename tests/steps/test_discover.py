@@ -10,7 +10,7 @@ import pytest
 
 from lashd.steps.discover import ENTRY_LIMIT, discover
 from lashd.words.errors import ErrorName, LashdError
-from lashd.words.model import BoundImage, Discovery, PullOptions, UseProblem
+from lashd.words.model import BoundImage, Discovery, UseProblem
 from lashd.words.reference import parse_reference
 
 Q = "quay.io/edge/agent:v1"
@@ -328,22 +328,6 @@ def test_short_name(deployment: Deployment) -> None:
     deployment.bind("a.container", f"[Container]\nImage=agent:v2\n{STORE}")
     deployment.write("usr/etc/containers/registries.conf.d/0.conf", '[aliases]\nagent = "quay.io/edge/agent"\n')
     assert str(deployment.only().reference) == "quay.io/edge/agent:v2"
-
-
-def test_shadowed(deployment: Deployment) -> None:
-    deployment.write(f"{SHARE}/x.image", f"[Image]\nImage={Q}\nImageTag=localhost/t\nPolicy=missing\n{STORE}")
-    deployment.bind("a.container", f"[Container]\nImage=x.image\n{STORE}")
-    deployment.bind("b.container")
-    asked = []
-
-    def shadowed(reference: object) -> bool:
-        asked.append(str(reference))
-        return str(reference) == "localhost/t:latest"
-
-    found = discover(deployment.root, shadowed=shadowed)
-    assert [image.use_problems for image in found.images] == [(UseProblem.SHADOWED,), ()]
-    assert set(asked) == {Q, "localhost/t:latest"}
-    assert found.images[0].pull == PullOptions()
 
 
 def test_a_hundred_images_in_no_time(deployment: Deployment) -> None:

@@ -19,6 +19,7 @@ from lashd.running.walk import Walk, plan_facts
 from lashd.steps.adopt import adopt
 from lashd.steps.record import Records
 from lashd.things.host import HostBackend
+from lashd.things.primary import PrimaryStore
 from lashd.things.store import Store
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
@@ -42,11 +43,11 @@ class Service:
     def __init__(self, settings: Settings, backend: HostBackend) -> None:
         self.settings = settings
         self.jobs = Jobs()
-        store = Store(settings.store, settings.store_run, settings.host.sysroot)
+        store = Store(settings.store, settings.store_run, settings.host.sysroot, skopeo=settings.tools.skopeo)
         records = Records(settings.paths.state / "records")
         self._backend = backend
         self._walk = Walk(backend, store, records, settings)
-        self._view = View(backend, store, records)
+        self._view = View(backend, store, records, PrimaryStore(settings.paths.root))
         self._listeners: list[Listener] = []
         self._last_error = ("", "")
         self._generation = 1

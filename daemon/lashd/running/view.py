@@ -17,9 +17,10 @@ from lashd.steps.discover import discover
 from lashd.steps.record import Records
 from lashd.steps.verify import classify
 from lashd.things.host import HostBackend
+from lashd.things.primary import PrimaryStore
 from lashd.things.store import Store, StoredImage
 from lashd.words.errors import ErrorName, LashdError
-from lashd.words.model import BoundImage, Deployment, Discovery, ImageState, Record, Role
+from lashd.words.model import BoundImage, Deployment, Discovery, ImageState, Record, Role, UseProblem
 
 # A booted deployment's /etc can be edited, so what it binds is read anew after so many seconds. All others are fixed.
 BOOTED_SECONDS = 5.0
@@ -36,10 +37,11 @@ class _Read:
 class View:
     """Rows for the doors. `failures` maps a normalised reference to the (error name, sentence) of its last failure."""
 
-    def __init__(self, backend: HostBackend, store: Store, records: Records) -> None:
+    def __init__(self, backend: HostBackend, store: Store, records: Records, primary: PrimaryStore) -> None:
         self._backend = backend
         self._store = store
         self._records = records
+        self._primary = primary
         self._discoveries: dict[str, _Read] = {}
         self._rows: dict[str, tuple[object, list[Row]]] = {}
         self.failures: dict[str, tuple[str, str]] = {}
@@ -99,7 +101,14 @@ class View:
     def _bound_rows(self, deployment: Deployment) -> list[Row]:
         found = self.discovery(deployment)
         record, vouched = self._records.get(deployment.key), self._vouched()
-        valid = (id(found), self._store.signature(), record, vouched, tuple(self.failures.items()))
+        valid = (
+            id(found),
+            self._store.signature(),
+            self._primary.signature(),
+            record,
+            vouched,
+            tuple(self.failures.items()),
+        )
         cached = self._rows.get(deployment.key)
         if cached is not None and cached[0] == valid:
             return cached[1]
@@ -122,6 +131,10 @@ class View:
         # On the running system the name must mean it as well: that is what its containers start from.
         state, stored = classify(image, record, self._store, vouched, named=Role.BOOTED in deployment.roles)
         recorded = record.image(str(image.reference)) if record else None
+        problems = list(image.use_problems)
+        names = (image.reference, *image.names)
+        if any(self._primary.shadows(name, stored.id if stored else "") for name in names):
+            problems.append(UseProblem.SHADOWED)
         name, sentence = self.failures.get(str(image.reference), ("", ""))
         return {
             **_blank(deployment, image.unit),
@@ -131,8 +144,8 @@ class View:
             "present-digest": stored.digest if stored else "",
             "state": state.value,
             "bytes": self._size(stored),
-            "usable": image.usable,
-            "use-problems": [problem.value for problem in image.use_problems],
+            "usable": not problems,
+            "use-problems": [problem.value for problem in problems],
             "error-name": "" if state is ImageState.PRESENT else name,
             "error-message": "" if state is ImageState.PRESENT else sentence,
         }

@@ -103,7 +103,8 @@ class Walk:
         refuse_bad(found, deployment)
         if staged:
             report(StageStarted(Stage.RELEASE))
-            changed |= await self._release(deployment, found, new)
+            # What was released before, and held only while it was looked at, is no news.
+            changed |= await self._release(deployment, found, new) and deployment.locked
         return Bound(new, plan, changed)
 
     async def _fetch(

@@ -26,14 +26,11 @@ DIRECTORY = "usr/lib/bootc/bound-images.d"
 ENTRY_LIMIT = 1000
 _TEXT_LIMIT = 4096
 
-Shadowed = Callable[[Reference], bool]
 
-
-def discover(root: Path, *, shadowed: Shadowed = lambda reference: False) -> Discovery:
+def discover(root: Path) -> Discovery:
     """The bound images of the deployment whose root is `root`, and the entries that are none; both sorted by unit.
 
-    `shadowed` says whether the running host's own store has another image under a name. Nothing outside `root` is
-    read, nothing is waited for. Raises BoundImageInvalid when `root` itself cannot be read.
+    Nothing outside `root` is read, nothing is waited for. Raises BoundImageInvalid when `root` itself cannot be read.
     """
     try:
         opened = Root(root)
@@ -43,13 +40,12 @@ def discover(root: Path, *, shadowed: Shadowed = lambda reference: False) -> Dis
             f"The root '{root}' of the deployment cannot be read, so what it binds is unknown: {error.strerror}.",
         ) from error
     with opened:
-        return _Discoverer(opened, shadowed).discover()
+        return _Discoverer(opened).discover()
 
 
 class _Discoverer:
-    def __init__(self, root: Root, shadowed: Shadowed) -> None:
+    def __init__(self, root: Root) -> None:
         self._root = root
-        self._shadowed = shadowed
         self._short_names = ShortNames(root)
         self._images: list[BoundImage] = []
         self._bad: list[BadEntry] = []
@@ -111,7 +107,7 @@ class _Discoverer:
             text=source.value("Image"),
             reference=references[0],
             pull=pull_options(source, self._expander(source)),
-            use_problems=self._use_problems({unit.name: unit, source.name: source}.values(), references),
+            use_problems=self._use_problems({unit.name: unit, source.name: source}.values()),
             names=tuple(references[1:]),
         )
 
@@ -169,12 +165,10 @@ class _Discoverer:
             )
         return parse_reference(self._expander(unit)(text), self._short_names)
 
-    def _use_problems(self, units: Iterable[Unit], references: Iterable[Reference]) -> tuple[UseProblem, ...]:
+    def _use_problems(self, units: Iterable[Unit]) -> tuple[UseProblem, ...]:
         problems: set[UseProblem] = set()
         for unit in units:
             problems |= use_problems(unit, self._expander(unit), store_configured=self._store_configured)
-        if any(map(self._shadowed, references)):
-            problems.add(UseProblem.SHADOWED)
         return tuple(problem for problem in UseProblem if problem in problems)
 
     def _expander(self, unit: Unit) -> Callable[[str], str]:
