@@ -13,19 +13,28 @@ $(VENV)/ready: pyproject.toml packaging/setup
 
 setup: $(VENV)/ready ## install Debian packages and the virtual environment
 
-demo: setup ## the whole walk on a throwaway ostree host; KEEP=1 leaves it running
+need-root:
+	@[ "$$(id -u)" = 0 ] || { echo "This mounts disks and boots a system on them: run it as root." >&2; exit 1; }
+
+demo: need-root setup ## the whole walk on a throwaway ostree host; KEEP=1 leaves it running
 	KEEP=$(KEEP) $(PYTHON) -m demo
 
+demo-shell: need-root setup ## a shell in the host that 'make demo KEEP=1' left running
+	$(PYTHON) -m demo shell
+
+demo-stop: need-root setup ## end that host and remove it
+	$(PYTHON) -m demo stop
+
 lint: setup ## ruff, mypy, import-linter
-	$(VENV)/bin/ruff format --check daemon tests demo
-	$(VENV)/bin/ruff check daemon tests demo
+	$(VENV)/bin/ruff format --no-cache --check daemon tests demo
+	$(VENV)/bin/ruff check --no-cache daemon tests demo
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-test: setup ## all tests
+test: need-root setup ## all tests
 	$(PYTHON) -m pytest
 
-bench: setup ## ratios against bootc's way, written to build/bench.json
+bench: need-root setup ## ratios against bootc's way, written to build/bench.json
 	$(PYTHON) -m tests.bench
 
-.PHONY: help setup demo lint test bench
+.PHONY: help setup need-root demo demo-shell demo-stop lint test bench

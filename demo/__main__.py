@@ -47,7 +47,7 @@ def walk(host: Host, *, keep: bool) -> int:
     if os.geteuid() != 0:
         sys.exit("The demo mounts a disk and boots a system on it: run it as root.")
     if host.is_on():
-        sys.exit(f"The host of an earlier demo is still running. '{_program()} stop' ends it.")
+        sys.exit("The host of an earlier demo is still running. 'make demo-stop' ends it.")
     terminal = Terminal()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     shutil.rmtree(host.directory, ignore_errors=True)
@@ -65,8 +65,8 @@ def walk(host: Host, *, keep: bool) -> int:
         if not kept:
             shutil.rmtree(host.directory, ignore_errors=True)
     if kept:
-        terminal.say(f"\nThe host is still running.\n  a shell in it:  {_program()} shell")
-        terminal.say(f"  end it:         {_program()} stop")
+        terminal.say("\nThe host is still running; its registry is off, as it was at the end.")
+        terminal.say("  a shell in it:  make demo-shell\n  end it:         make demo-stop")
     return status
 
 
@@ -78,10 +78,6 @@ def _tell(host: Host, terminal: Terminal) -> int:
         return 1
     terminal.summary()
     return 0
-
-
-def _program() -> str:
-    return f"{os.path.relpath(sys.executable)} -m demo"
 
 
 def _terminal_environment() -> list[str]:

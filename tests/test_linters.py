@@ -16,8 +16,8 @@ BIN = Path(sys.executable).parent
 @pytest.mark.parametrize(
     "command",
     [
-        ["ruff", "format", "--check", "daemon", "tests", "demo"],
-        ["ruff", "check", "daemon", "tests", "demo"],
+        ["ruff", "format", "--no-cache", "--check", "daemon", "tests", "demo"],
+        ["ruff", "check", "--no-cache", "daemon", "tests", "demo"],
         ["mypy"],
         ["lint-imports"],
     ],

@@ -38,9 +38,8 @@ def by_bootc(request: dict[str, Any]) -> dict[str, Any]:
 
 
 async def by_lashd(request: dict[str, Any]) -> dict[str, Any]:
-    from lashd.steps.record import Records
-
     from lashd.running.walk import Walk
+    from lashd.steps.record import Records
     from lashd.things.store import Store
     from lashd.words import run
     from lashd.words.config import Settings

@@ -20,6 +20,7 @@ import pytest
 
 import lashd.bus  # noqa: F401  (the package itself stays, its modules are exchanged)
 from tests.bus.fake import FakeService
+from tests.support.users import as_user
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOBODY = 65534
@@ -138,9 +139,8 @@ async def door(address: str, bus_modules: SimpleNamespace) -> AsyncIterator[Simp
 
 async def run(*argv: str, uid: int = 0, address: str = "") -> SimpleNamespace:
     """Run a client program as user `uid`; stdout, stderr, status."""
-    as_user = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"] if uid else []
     process = await asyncio.create_subprocess_exec(
-        *as_user,
+        *(as_user(uid) if uid else ()),
         *argv,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

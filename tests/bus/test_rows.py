@@ -86,7 +86,7 @@ async def test_every_key_of_the_service_has_a_type() -> None:
         job_row(job),
         job.details,
         _blank(deployment, "a"),
-        deployment_row(deployment, ready=True),
+        deployment_row(deployment, ready=True, next_boot=True),
         plan_facts(Plan()),
     ]
     shown += [dict.fromkeys(table) for table in options.METHODS.values() if "timeout-ms" not in table]

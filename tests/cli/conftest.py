@@ -27,6 +27,7 @@ from lashd.bus.options import decode
 from lashd.bus.paths import deployment_path, job_path
 from lashd.bus.rows import to_row
 from lashd.bus.tree import Call, Export, Tree
+from tests.support.users import as_user
 
 # Another interpreter for lashctl itself, such as the one of a distribution that it must run on.
 PYTHON = os.environ.get("LASHCTL_TEST_PYTHON", sys.executable)
@@ -290,12 +291,12 @@ class Lashctl:
         self, *arguments: str, user: int | None = None, stdout: int = subprocess.PIPE, **more: str
     ) -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(
+            *(as_user(user) if user else ()),
             *(PYTHON, "-m", "lashd.cli", *arguments),
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=subprocess.PIPE,
             env=environment(self._address, **more),
-            user=user,
             cwd="/",
         )
         self._begun.append(process)

@@ -96,7 +96,7 @@ def job(stage: str, *items: tuple[str, str], **more: Any) -> Job:
 @pytest.mark.parametrize(
     ("before", "after", "lines"),
     [
-        (None, job("plan"), ["plan: ask the registries what is to be fetched"]),
+        (None, job("plan"), ["plan: find out what is missing"]),
         (job("plan"), job("plan"), []),
         (job("pull", ("a", "fetching")), job("pull", ("a", "done")), ["  done: a (2 B)"]),
         (job("pull", ("a", "done")), job("pull", ("a", "done")), []),

@@ -54,7 +54,7 @@ async def test_lines_when_it_is_no_terminal(lashd: FakeLashd, lashctl: Lashctl) 
     assert ran.out.splitlines() == [
         "bind (job 7)",
         "discover: read which images it binds",
-        "plan: ask the registries what is to be fetched",
+        "plan: find out what is missing",
         "pull: fetch images (2 images, 80.0 MB)",
         "  done: registry.example/app/web:1 (40.0 MB)",
         "  trying again: docker.io/library/postgres@sha256:0123456789ab (attempt 2)",

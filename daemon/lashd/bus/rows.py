@@ -31,6 +31,7 @@ KEYS: dict[str, str] = {
     "timestamp": "t",
     "locked": "b",
     "ready": "b",
+    "next-boot": "b",
     # bound images
     "deployment": "s",
     "unit": "s",

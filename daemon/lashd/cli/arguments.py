@@ -47,7 +47,8 @@ the booted deployment unless told otherwise.""",
         "show what an upgrade or a bind would fetch; changes nothing",
         """\
 Ask the registries what an upgrade (the default) or a bind would fetch and keep, in bytes, and
-whether it fits on the disk. Nothing is changed. Ends with 77 when there is nothing to fetch.""",
+whether it fits on the disk. Nothing is changed, but asking with the host's credentials needs
+root. Ends with 77 when there is nothing to fetch.""",
         """\
   lashctl plan
   lashctl plan bind""",
@@ -87,7 +88,7 @@ refuses unless told --drop-staged. {_JOB_NOTE}""",
         "list, follow and cancel jobs",
         """\
 List running and finished jobs, show one of them, follow it, or cancel it. Following ends with the
-exit status of the command that started the job; so does showing a job that has ended.""",
+exit status of the command that started the job.""",
         """\
   lashctl jobs
   lashctl jobs 7
@@ -119,7 +120,7 @@ exit status:
   69   lashd cannot be reached
   77   nothing to do
   130  Ctrl-C; a job that was followed goes on
-  The complete table is in lashctl(1).
+  The complete table is in docs/lashctl.md.
 
 environment:
   NO_COLOR        when set, no colours

@@ -21,7 +21,7 @@ EXIT_PIPE = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run lashctl and return its exit status (the table is in words/errors.py and in lashctl(1))."""
+    """Run lashctl and return its exit status (the table is in words/errors.py and in docs/lashctl.md)."""
     screen.prepare()
     debug = os.environ.get("LASHCTL_DEBUG") == "1"
     if not debug:

@@ -133,9 +133,12 @@ class Service:
         return self._view.bound(self._view.selected(options.get("deployment", Role.BOOTED.value)), self._busy())
 
     def list_deployments(self, options: Options) -> list[Row]:
+        everything = self._view.deployments()
+        # In boot order; one that is held will not be finalised.
+        following = next((one for one in everything if not (Role.STAGED in one.roles and one.locked)), None)
         return [
-            deployment_row(deployment, ready=self._view.decision(deployment).release)
-            for deployment in self._view.deployments()
+            deployment_row(one, ready=self._view.decision(one).release, next_boot=one is following)
+            for one in everything
         ]
 
     def list_jobs(self, options: Options) -> list[Row]:

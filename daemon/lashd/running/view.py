@@ -65,8 +65,8 @@ class View:
         if not chosen:
             raise LashdError(
                 ErrorName.INVALID_ARGUMENT,
-                f"There is no deployment '{which[:100]}'; name staged, booted, rollback, pinned, all, or a key "
-                "from ListDeployments.",
+                f"There is no deployment '{which[:100]}'; name staged, booted, rollback, pinned, all, or the whole "
+                "key of a deployment.",
             )
         return chosen
 
@@ -175,7 +175,7 @@ def _blank(deployment: Deployment, unit: str) -> Row:
     }
 
 
-def deployment_row(deployment: Deployment, *, ready: bool) -> Row:
+def deployment_row(deployment: Deployment, *, ready: bool, next_boot: bool) -> Row:
     """One deployment as ListDeployments shows it."""
     return {
         "key": deployment.key,
@@ -189,4 +189,5 @@ def deployment_row(deployment: Deployment, *, ready: bool) -> Row:
         "timestamp": deployment.timestamp or 0,
         "locked": deployment.locked,
         "ready": ready,
+        "next-boot": next_boot,
     }

@@ -19,7 +19,7 @@ STAGES = {
     "stage": "fetch and stage the host image",
     "hold": "hold the deployment back until its images are there",
     "discover": "read which images it binds",
-    "plan": "ask the registries what is to be fetched",
+    "plan": "find out what is missing",
     "pull": "fetch images",
     "verify": "verify images",
     "record": "record what is bound",

@@ -80,6 +80,8 @@ def _deployment(row: values.Row, bound: Sequence[values.Row], gate: str, plain: 
     ]
     if "staged" in roles:
         lines.append(("Status", _ready(row, gate)))
+    elif "booted" not in roles and row.get("next-boot") is True:
+        lines.append(("Status", Text("the next boot starts it", style="green")))
     lines += _bound(bound)
     table = facts()
     for label, value in lines:

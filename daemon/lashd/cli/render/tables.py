@@ -126,7 +126,9 @@ def jobs(found: Sequence[Job]) -> RenderableType:
 def one_job(job: Job) -> RenderableType:
     """Everything about one job, a line each."""
     table = facts()
-    initiator = ", ".join(f"{words.clean(key)} {words.clean(str(value))}" for key, value in job.initiator.items())
+    initiator = ", ".join(
+        f"{words.clean(key)} {words.clean(str(value))}" for key, value in job.initiator.items() if value != ""
+    )
     lines = [
         ("Job:", f"{job.id} {words.clean(job.kind)}", "bold"),
         ("State:", words.clean(job.state), ""),
