@@ -143,6 +143,9 @@ def test_rollback_repairs_or_refuses(host: Host, host_images: HostImages, host_r
     assert "nothing was changed" in answer["error"]["message"]  # type: ignore[call-overload]
     host_registry.start()
     lashctl(host, "rollback")
+    following = [row["roles"] for row in described(host)["deployments"] if row["next-boot"]]
+    assert following == [["rollback"]]
+    assert "the next boot starts it" in host.run("lashctl", "status").output
     host_registry.stop()
     host.reboot()
     assert version_of(host) == "1"
