@@ -80,7 +80,7 @@ def _deployment(row: values.Row, bound: Sequence[values.Row], gate: str, plain: 
     ]
     if "staged" in roles:
         lines.append(("Status", _ready(row, gate)))
-    elif "booted" not in roles and row.get("next-boot") is True:
+    elif "booted" not in roles and row.get("next_boot") is True:
         lines.append(("Status", Text("the next boot starts it", style="green")))
     lines += _bound(bound)
     table = facts()
