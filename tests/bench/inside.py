@@ -37,6 +37,13 @@ def by_bootc(request: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - started, "processes": processes}
 
 
+class NoHost:
+    """Nothing is booted here; only binding is measured."""
+
+    def deployments(self) -> tuple[()]:
+        return ()
+
+
 async def by_lashd(request: dict[str, Any]) -> dict[str, Any]:
     from lashd.running.walk import Walk
     from lashd.steps.record import Records
@@ -66,7 +73,7 @@ async def by_lashd(request: dict[str, Any]) -> dict[str, Any]:
             link.symlink_to(f"/usr/share/containers/systemd/{unit.name}")
     store = Store(settings.store, settings.store_run, settings.host.sysroot)
     await store.ensure()
-    walk = Walk(None, store, Records(settings.paths.state / "records"), settings)  # type: ignore[arg-type]
+    walk = Walk(NoHost(), store, Records(settings.paths.state / "records"), settings)  # type: ignore[arg-type]
     deployment = Deployment("os", request["run"], 0, root)
 
     processes, create = 0, asyncio.create_subprocess_exec

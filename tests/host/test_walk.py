@@ -13,7 +13,7 @@ import pytest
 
 from demo import images
 from demo.host import Done, Host
-from demo.images import Version
+from demo.images import Binding, Version
 from tests.host.conftest import HostImages, publish
 from tests.support.images import Link
 from tests.support.registry import Registry
@@ -173,6 +173,28 @@ def test_running_system_keeps_the_meaning_of_its_names(
         host.run("systemctl", "restart", "web")
         page = wait_for_page(host)
         assert page == "Ahoy from web 1\n"
+
+
+def test_names_that_are_new_or_move_before_the_reboot(
+    host: Host, host_images: HostImages, host_registry: Registry
+) -> None:
+    """A new tag for content that is there already, and a tag that moves while nothing that runs uses it."""
+    web_1, agent_1 = (binding.app for binding in host_images.first.bindings)
+    web_2 = host_images.second.bindings[0].app
+    layers = tuple(host_images.second.image.layers[:-1])
+    publish(host_registry, images.version("2", (Binding(web_1, "2"), Binding(agent_1, "stable")), layers))
+    lashctl(host, "upgrade")
+    publish(host_registry, images.version("3", (Binding(web_2, "2"), Binding(agent_1, "stable")), layers))
+    lashctl(host, "upgrade")
+    assert states(host, "staged") == {"web": "present", "agent": "present"}
+    assert states(host, "booted") == {"web": "present", "agent": "present"}
+    host_registry.stop()
+    host.reboot()
+    assert version_of(host) == "3"
+    assert host.run("systemctl", "is-active", "web", "agent").output.split() == ["active"] * 2
+    assert wait_for_page(host) == "Ahoy from web 2\n"
+    assert states(host, "booted") == {"web": "present", "agent": "present"}
+    lashctl(host, "bind", "booted", status=77)
 
 
 def test_daemon_killed_while_it_binds(host: Host, host_images: HostImages, host_registry: Registry) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from lashd.running.tally import Tally
 from lashd.words.errors import ErrorName, LashdError
-from lashd.words.progress import Event, ItemProgress, StageStarted
+from lashd.words.progress import Event, ItemProgress, Stage, StageStarted
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +98,9 @@ class Job:
 
     def report(self, event: Event) -> None:
         """The progress callback that the steps get."""
+        if isinstance(event, StageStarted) and event.stage is Stage.ROLL_BACK:
+            # The order of the boot entries is changed as a whole or not at all.
+            self.protect()
         before = self._tally.visible()
         self._tally.count(event)
         if isinstance(event, StageStarted):

@@ -190,7 +190,7 @@ class Service:
     def blocked_by(self) -> list[tuple[str, str]]:
         """Why the staged deployment would not be finalised by a reboot now: (code, sentence), most important first."""
         staged = self._by_role(Role.STAGED)
-        if staged is None or not staged.locked:
+        if staged is None or (not staged.locked and self._view.decision(staged).release):
             return []
         reasons = list(self._view.decision(staged).reasons)
         if self.jobs.active is not None:
@@ -269,7 +269,13 @@ class Service:
     def _start(self, kind: str, work: Work, initiator: Initiator, options: Options) -> tuple[Job, bool]:
         async def after_adoption(job: Job) -> Outcome:
             await asyncio.wait([self._adoption])
-            return await work(job)
+            try:
+                return await work(job)
+            except BaseException:
+                # A staging that did not come to its end leaves a hold on nothing.
+                with contextlib.suppress(LashdError, OSError):
+                    await self._backend.recover()
+                raise
 
         return self.jobs.start(kind, after_adoption, initiator, options)
 
@@ -309,7 +315,9 @@ class Service:
             return "working"
         if staged is None:
             return "idle"
-        return "held" if staged.locked else "ready"
+        if staged.locked:
+            return "held"
+        return "ready" if self._view.decision(staged).release else "incomplete"
 
 
 def job_row(job: Job) -> Row:

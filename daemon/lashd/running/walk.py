@@ -17,16 +17,18 @@ from typing import Any
 from lashd.steps import pull as pulling
 from lashd.steps.decide import decide
 from lashd.steps.discover import discover
+from lashd.steps.plan import ATTEMPTS, LONGEST_DELAY, require_resolved, require_space
 from lashd.steps.plan import plan as make_plan
-from lashd.steps.plan import require_resolved, require_space
 from lashd.steps.record import Records
+from lashd.steps.schedule import delay
 from lashd.steps.verify import classify, mend, repair, verify
 from lashd.things.host import HostBackend
 from lashd.things.store import Store
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
-from lashd.words.model import Deployment, Discovery, ImageState, Plan, Record, RecordedImage, Role
+from lashd.words.model import Deployment, Discovery, HostImage, ImageState, Plan, Record, RecordedImage, Role
 from lashd.words.progress import Report, Stage, StageStarted
+from lashd.words.reference import Reference
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ class Walk:
         followed = self._followed()
         assert followed.image is not None
         report(StageStarted(Stage.STAGE))
-        newest = await self.backend.check(followed.image)
+        newest = await self._newest(followed.image)
         if expected_digest and newest != expected_digest:
             raise LashdError(
                 ErrorName.DIGEST_MISMATCH,
@@ -95,6 +97,7 @@ class Walk:
             plan, images, _ = await self._fetch(found, record, report, last=True)
             changed = True
         assert images is not None
+        changed |= await self._give_names(deployment, plan)
         report(StageStarted(Stage.RECORD))
         new = Record(deployment.key, deployment.digest, images, int(time.time()))
         if record is None or (record.images, record.host_digest) != (new.images, new.host_digest):
@@ -134,6 +137,35 @@ class Walk:
             log.warning("%s", error.message)
             return plan, None, True
         return plan, images, bool(mended or plan.absent)
+
+    async def _give_names(self, deployment: Deployment, plan: Plan) -> bool:
+        """Give floating references of `deployment` their meaning in the store, where they do not have it yet.
+
+        Not those that the running system binds, too: what its names mean must not change under it.
+        """
+        held: frozenset[str] = frozenset()
+        booted = self.deployment(Role.BOOTED)
+        if booted is not None and booted.key != deployment.key:
+            running = await asyncio.to_thread(discover, booted.root)
+            held = frozenset(str(name) for image in running.images for name in (image.reference, *image.names))
+        changed = False
+        for image in plan.images:
+            for reference in dict.fromkeys(bound.reference for bound in image.bound):
+                index = self.store.index()
+                wanted = index.image_with_digest(reference.name, image.digest)
+                holder = index.image_named(reference)
+                if reference.pinned or wanted is None or (holder is not None and holder.id == wanted.id):
+                    continue
+                if holder is not None:
+                    if str(reference) in held:
+                        continue
+                    # An image without any name could not be found by its digest either, by whoever is bound to it.
+                    await self.store.give_name(reference, kept_name(reference, holder.digest))
+                await self.store.give_name(reference.at(image.digest), reference)
+                changed = True
+        if changed:
+            await self.store.sync()
+        return changed
 
     def _vouched(self) -> frozenset[str]:
         """Layers that need no reading: a record vouches for just the copies that are in the store."""
@@ -189,8 +221,25 @@ class Walk:
         """Is there a newer host image? What it binds is known only once it has been fetched."""
         followed = self._followed()
         assert followed.image is not None
-        digest = await self.backend.check(followed.image)
+        digest = await self._newest(followed.image)
         return {"newest": digest, "newer": digest != followed.digest}
+
+    async def _newest(self, image: HostImage) -> str:
+        """The digest that `image` means now; asked again a few times when that may help."""
+        attempt = 1
+        while True:
+            try:
+                return await self.backend.check(image)
+            except LashdError as error:
+                seconds = delay(self.settings.pull, attempt, error)
+                if (
+                    not error.retryable
+                    or attempt >= min(ATTEMPTS, self.settings.pull.attempts)
+                    or seconds > LONGEST_DELAY
+                ):
+                    raise
+            await asyncio.sleep(seconds)
+            attempt += 1
 
     def deployment(self, role: Role) -> Deployment | None:
         return next((deployment for deployment in self.backend.deployments() if role in deployment.roles), None)
@@ -209,8 +258,13 @@ class Walk:
 
     def _released(self, staged: Deployment) -> bool:
         """Whether a staged deployment that nobody holds was also bound completely."""
-        found = discover(staged.root)
-        return decide(found, self.records.get(staged.key), self.states(staged, found)).release
+        try:
+            found = discover(staged.root)
+            return decide(found, self.records.get(staged.key), self.states(staged, found)).release
+        except LashdError as error:
+            # What cannot be told (a damaged store, say) is not so; the bind that follows mends what it can.
+            log.warning("%s", error.message)
+            return False
 
     def states(self, deployment: Deployment, found: Discovery) -> dict[str, ImageState]:
         """The state of each bound image in the store, by unit."""
@@ -218,9 +272,7 @@ class Walk:
         return {image.unit: classify(image, record, self.store, vouched)[0] for image in found.images}
 
     async def _release(self, deployment: Deployment, found: Discovery, record: Record) -> bool:
-        decision = decide(found, record, self.states(deployment, found))
-        if not decision.release:
-            raise LashdError(ErrorName.HELD, " ".join(sentence for _code, sentence in decision.reasons))
+        self._require_release(deployment, found, record)
         now = self.deployment(Role.STAGED)
         if now is None or now.key != deployment.key:
             raise LashdError(
@@ -231,7 +283,23 @@ class Walk:
         if not now.locked:
             return False
         await self.backend.release(deployment)
+        try:
+            # To unlock takes a process, and a moment in which somebody may have removed an image.
+            self._require_release(deployment, found, record)
+        except LashdError:
+            await self.backend.hold(deployment)
+            raise
         return True
+
+    def _require_release(self, deployment: Deployment, found: Discovery, record: Record) -> None:
+        decision = decide(found, record, self.states(deployment, found))
+        if not decision.release:
+            raise LashdError(ErrorName.HELD, " ".join(sentence for _code, sentence in decision.reasons))
+
+
+def kept_name(reference: Reference, digest: str) -> Reference:
+    """The tag under which an image stays in the store whose own tag has moved on to another one."""
+    return Reference(reference.domain, reference.path, f"lashd-{digest.rpartition(':')[2][:32]}")
 
 
 def refuse_bad(found: Discovery, deployment: Deployment) -> None:

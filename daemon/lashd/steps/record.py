@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,7 @@ from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import Record, RecordedImage
 
 VERSION = 1
+_LIMIT = 16 * 1024 * 1024
 _KEY = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,200}")
 
 _Digest = Annotated[str, StringConstraints(pattern=r"^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})\z")]
@@ -135,12 +137,22 @@ class Records:
     def _read(self, key: str) -> Record | str:
         path = self._directory / f"{key}.json"
         try:
-            record = parse_record(path.read_bytes())
+            record = parse_record(_content(path))
         except (OSError, ValueError) as error:
             return f"The record {path} cannot be used and is ignored: {_why(error)}."
         if record.deployment != key:
             return f"The record {path} cannot be used and is ignored: it belongs to {record.deployment!r}."
         return record
+
+
+def _content(path: Path) -> bytes:
+    """The content of a regular file of a sane size; never waits for a FIFO, never follows a link."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _LIMIT:
+            raise ValueError("it is no regular file of a sane size")
+        return file.read(_LIMIT)
 
 
 def print_record(record: Record) -> bytes:

@@ -26,6 +26,13 @@ def require_root() -> None:
         raise LashdError(ErrorName.NOT_AUTHORIZED, "Only root can change this host; lashd has to run as root.")
 
 
+# libostree freezes the filesystem of /boot for a moment while it writes boot entries. A worker that is killed just then
+# leaves it frozen, and with it a host whose /boot is on the root filesystem. So these run as units of their own, where
+# neither the end of lashd nor that of the job's processes reaches them.
+_UNSTOPPABLE = ("set-first", "remove")
+_UNIT = ("systemd-run", "--quiet", "--wait", "--pipe", "--collect", "--service-type=exec")
+
+
 class Worker:
     def __init__(self, settings: Settings, *, booted: bool) -> None:
         self._settings = settings
@@ -54,6 +61,8 @@ class Worker:
         """
         require_root()
         argv = writable(self._sysroot, self._argv(command, arguments))
+        if command in _UNSTOPPABLE and self._booted:
+            argv = [*_UNIT, *(f"--setenv={name}={value}" for name, value in _environment().items()), "--", *argv]
         pipe = asyncio.subprocess.PIPE
         descriptor = pipe if isinstance(stdin, bytes) else stdin
         async with started(argv, env=_environment(), stdin=descriptor) as process:
