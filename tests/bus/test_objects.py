@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lashd.bus.objects import status_line
 from lashd.running.jobs import Initiator, Outcome
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.progress import ItemProgress, Stage, StageStarted
@@ -247,3 +248,18 @@ async def test_what_waits_ends_with_the_daemon(door) -> None:
     with pytest.raises(door.BusError) as caught:
         await door.call("Describe")
     assert "being stopped" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("state", "blocked", "line"),
+    [
+        ("idle", [], "Nothing is staged."),
+        ("ready", [], "The staged deployment is ready."),
+        ("held", [("missing", "web\nis missing." + "x" * 500)], "The staged deployment is held: web is missing."),
+    ],
+)
+def test_status_line(state: str, blocked: list[tuple[str, str]], line: str) -> None:
+    told = status_line(None, state, blocked)
+    assert told.startswith(line)
+    assert len(told) <= 200
+    assert "\n" not in told

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 from lashd.bus.authorise import Authority
 from lashd.bus.contract import BOUND_IMAGE, DEPLOYMENT, JOB, MANAGER, ROOT, contract
+from lashd.bus.journal import notify
 from lashd.bus.options import DEFAULT_WAIT, Options, decode
 from lashd.bus.paths import deployment_path, image_path, job_path
 from lashd.bus.rows import to_row
@@ -58,6 +59,7 @@ class Door:
         # Rows of the Deployment and BoundImage objects by path, as they were last seen.
         self._rows: dict[str, Row] = {}
         self._looking = False
+        self._status = ""
 
     def open(self) -> None:
         """Export everything there is, and follow what happens from now on."""
@@ -198,9 +200,19 @@ class Door:
         self._show_rows(images, BOUND_IMAGE)
         self._show_rows(deployments, DEPLOYMENT)
         self._tree.refresh(ROOT)
+        self._tell_systemd()
         for path in gone:
             self._tree.remove(path)
             del self._rows[path]
+
+    def _tell_systemd(self) -> None:
+        """What `systemctl status` shows: the job that runs, else how the staged deployment stands."""
+        properties = self._service.properties()
+        running = next((job for job in self._service.jobs.list() if job.id == properties.get("ActiveJob")), None)
+        line = status_line(running, str(properties.get("State")), properties.get("BlockedBy") or ())
+        if line != self._status:
+            self._status = line
+            notify(f"STATUS={line}")
 
     def _show_rows(self, paths: Iterable[str], interface: str) -> None:
         for path in paths:
@@ -208,6 +220,17 @@ class Door:
                 self._tree.refresh(path)
             else:
                 self._tree.add(path, Export(contract()[interface], {}, partial(self._rows.__getitem__, path)))
+
+
+def status_line(running: Job | None, state: str, blocked: Sequence[tuple[str, str]]) -> str:
+    """One line, whatever names it is made of."""
+    if running is not None:
+        line = f"Job {running.id} ({running.kind}): {running.stage or 'starting'}"
+    elif blocked:
+        line = f"The staged deployment is {state}: {blocked[0][1]}"
+    else:
+        line = "The staged deployment is ready." if state == "ready" else "Nothing is staged."
+    return " ".join(line.split())[:200]
 
 
 def camel(name: str) -> str:

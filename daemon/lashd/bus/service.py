@@ -77,7 +77,7 @@ async def serve(service: Service, address: str = "") -> int:
     try:
         dispatcher = await open_doors(connection, service)
         try:
-            notify("READY=1", "STATUS=Ready.")
+            notify("READY=1")
             log.info("lashd %s is on the bus", lashd.__version__)
             told = await _until_told(connection)
             if not told:
