@@ -184,3 +184,17 @@ async def test_finished_jobs_leave_after_a_while(table: Jobs, monkeypatch: pytes
     assert table.get(job.id) is job
     await asyncio.sleep(0.05)
     assert table.get(job.id) is None
+
+
+async def test_changing_the_boot_order_cannot_be_cancelled(table: Jobs) -> None:
+    async def work(job: Job) -> Outcome:
+        job.report(StageStarted(Stage.ROLL_BACK))
+        await asyncio.sleep(0.05)
+        return Outcome(changed=True)
+
+    job, _ = table.start("rollback", work, ROOT, {})
+    await asyncio.sleep(0.01)
+    with pytest.raises(LashdError) as caught:
+        job.cancel()
+    assert caught.value.name is ErrorName.NOT_CANCELLABLE
+    assert (await job.wait(1))[0] == "success"

@@ -203,3 +203,23 @@ def test_a_record_that_cannot_be_written_leaves_the_old_one(
         records.write(replace(RECORD, created=1))
     assert caught.value.name is name
     assert records.get(KEY) == RECORD
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "huge"])
+def test_what_is_no_plain_file_is_no_record_and_never_waited_for(directory: Path, kind: str) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{'a' * 64}.0.json"
+    if kind == "fifo":
+        os.mkfifo(path)
+        # With a writer there, whoever opens it gets in, and then waits for content that never comes.
+        held = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    elif kind == "link":
+        path.symlink_to("/dev/zero")
+    else:
+        path.touch()
+        os.truncate(path, 1 << 40)
+    records = Records(directory)
+    assert records.load_all() == {}
+    assert len(records.problems()) == 1
+    if kind == "fifo":
+        os.close(held)
