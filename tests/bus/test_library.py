@@ -39,6 +39,31 @@ async def test_a_bus_that_hangs_up_at_once(bus_modules, tmp_path) -> None:
     assert caught.value.name == f"{BUS}.Error.NoServer"
 
 
+async def test_an_answer_that_is_given_again_is_the_same(bus_modules) -> None:
+    """What is kept of an answer must not reach anyone but those who get this answer, nor be made twice."""
+    library = bus_modules.library
+    answers = [library.Settled([["one", "two"], 1]), ["plain"], library.Settled([["three"], 2])]
+    with private_bus() as (address, _daemon):
+        service, client = await library.connect(address), await library.connect(address)
+
+        def answer(message) -> None:
+            which = answers[message.body[0]]
+            service.reply(message, "s" if len(which) == 1 else "asu", which)
+
+        service.serve(answer)
+        await service.request_name(NAME)
+        for number in (0, 1, 2, 0, 2, 1, 0):
+            assert await client.call(NAME, "/", f"{NAME}.Manager", "Ask", "u", [number]) == list(answers[number])
+        if library.LIBRARY == "dbus_next":
+            kept = answers[0].marshalled
+            assert b"two" in kept
+            # The kept bytes are what is sent, and not made anew.
+            answers[0].marshalled = kept.replace(b"two", b"six")
+            assert await client.call(NAME, "/", f"{NAME}.Manager", "Ask", "u", [0]) == [["one", "six"], 1]
+        await service.disconnect()
+        await client.disconnect()
+
+
 async def test_the_bus_goes_away(bus_modules) -> None:
     library = bus_modules.library
     with private_bus() as (address, daemon):

@@ -16,11 +16,23 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lashd.bus.message import BUS, BUS_PATH, BusError, Match, Message, lost
-from lashd.bus.repairs import PatientSocket, repaired
+from lashd.bus.message import BUS, BUS_PATH, BusError, Match, Message, Settled, lost
+from lashd.bus.repairs import PatientSocket, keep_marshalled, repaired
 from lashd.bus.watch import Watch
 
-__all__ = ["BUS", "BUS_PATH", "BusError", "Connection", "Match", "Message", "Variant", "Watch", "connect", "plain"]
+__all__ = [
+    "BUS",
+    "BUS_PATH",
+    "BusError",
+    "Connection",
+    "Match",
+    "Message",
+    "Settled",
+    "Variant",
+    "Watch",
+    "connect",
+    "plain",
+]
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +66,7 @@ _library: Any = importlib.import_module(LIBRARY)
 _MessageBus: Any = importlib.import_module(f"{LIBRARY}.aio").MessageBus
 if LIBRARY == "dbus_next":
     _MessageBus = repaired(_MessageBus)
+    keep_marshalled(_library.message)
 _RawMessage: Any = _library.Message
 _MessageType: Any = _library.MessageType
 _MessageFlag: Any = _library.MessageFlag
@@ -134,7 +147,8 @@ class Connection:
                 reply_serial=call.serial,
                 destination=call.sender,
                 signature=signature,
-                body=list(body),
+                # dbus-fast takes plain lists only, and is fast.
+                body=body if isinstance(body, Settled) and LIBRARY == "dbus_next" else list(body),
             )
 
     def refuse(self, call: Message, name: str, sentence: str) -> None:

@@ -20,6 +20,12 @@ class BusError(Exception):
         super().__init__(message or name)
 
 
+class Settled(list[Any]):
+    """A reply's body that does not change any more, so that its bytes on the wire can be kept in `marshalled`."""
+
+    marshalled: bytes | None = None
+
+
 def lost() -> BusError:
     """The error of whoever waits for something on a connection that has ended."""
     return BusError(f"{BUS}.Error.Disconnected", "The connection to the bus was lost.")

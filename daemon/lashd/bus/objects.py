@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from lashd.bus.authorise import Authority
 from lashd.bus.contract import BOUND_IMAGE, DEPLOYMENT, JOB, MANAGER, ROOT, contract
 from lashd.bus.journal import notify
+from lashd.bus.message import Settled
 from lashd.bus.options import DEFAULT_WAIT, Options, decode
 from lashd.bus.paths import deployment_path, image_path, job_path
 from lashd.bus.rows import to_row
@@ -111,14 +112,14 @@ class Door:
     def _lister(self, method: str, read: Callable[[Options], list[Row]], path: Callable[[Row], str]) -> Handler:
         # A thousand values to wrap for a hundred images, and mostly they are those of the last time.
         told: list[Row] = []
-        wrapped: list[dict[str, Any]] = []
+        answer = Settled([[]])
 
         def handle(call: Call) -> list[Any]:
-            nonlocal told, wrapped
+            nonlocal told, answer
             rows = read(decode(method, call.body[0]))
             if rows != told:
-                told, wrapped = list(rows), [to_row(row | {"object": path(row)}) for row in rows]
-            return [wrapped]
+                told, answer = list(rows), Settled([[to_row(row | {"object": path(row)}) for row in rows]])
+            return answer
 
         return handle
 

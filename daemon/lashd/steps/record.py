@@ -61,6 +61,7 @@ class Records:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._seen: dict[str, tuple[tuple[int, int, int], Record | str]] = {}
+        self._vouched: tuple[object, object, frozenset[str]] = ({}, None, frozenset())
 
     def load_all(self) -> dict[str, Record]:
         """Deployment key → record. Files that did not change are not read again; damaged ones are left out."""
@@ -102,14 +103,20 @@ class Records:
         With the store's `layers` only those are named that are still the copies the record saw: a layer that was
         removed and fetched again by somebody else may not be on disk yet.
         """
+        records = self.load_all()
+        for_records, for_layers, known = self._vouched
+        # A read index never changes, so the same object says the same; records that were not read again are the same.
+        if layers is for_layers and records == for_records:
+            return known
         found = set()
-        for record in self.load_all().values():
+        for record in records.values():
             for image in record.images:
                 for place, layer_id in enumerate(image.layers):
                     stamp = image.stamps[place] if place < len(image.stamps) else None
                     if layers is None or (layer_id in layers and stamp == layers[layer_id].created):
                         found.add(layer_id)
-        return frozenset(found)
+        self._vouched = (records, layers, frozenset(found))
+        return self._vouched[2]
 
     def _path(self, key: str) -> Path:
         if not _KEY.fullmatch(key):
