@@ -17,6 +17,7 @@ from lashd.words.run import STDERR_LIMIT, started, writable
 
 # How long the worker waits for another program's lock on the sysroot.
 LOCK_SECONDS = 30.0
+SHUTDOWN_LOCK_SECONDS = 10.0
 # Checking out and removing deployments on slow storage takes minutes.
 _COMMAND_SECONDS = 1800.0
 
@@ -28,20 +29,27 @@ def require_root() -> None:
 
 # libostree freezes the filesystem of /boot for a moment while it writes boot entries. A worker that is killed just then
 # leaves it frozen, and with it a host whose /boot is on the root filesystem. So these run as units of their own, where
-# neither the end of lashd nor that of the job's processes reaches them.
+# neither the end of lashd nor that of the job's processes reaches them. A reboot must not end them either, it could not
+# unmount what is frozen: systemd wakes them instead of terminating them, and waits for their end as for any service.
 _UNSTOPPABLE = ("set-first", "remove")
-_UNIT = ("systemd-run", "--quiet", "--wait", "--pipe", "--collect", "--service-type=exec")
+_UNIT = (
+    *("systemd-run", "--quiet", "--wait", "--pipe", "--collect", "--service-type=exec"),
+    "--property=KillSignal=SIGCONT",
+)
 
 
 class Worker:
-    def __init__(self, settings: Settings, *, booted: bool) -> None:
+    """`shutting_down`: units cannot be started any more, and there is no time to wait for others."""
+
+    def __init__(self, settings: Settings, *, booted: bool, shutting_down: bool = False) -> None:
         self._settings = settings
         self._sysroot = settings.host.sysroot
         self._booted = booted
+        self._shutting_down = shutting_down
 
     async def change(self, command: str, **arguments: Any) -> Any:
         """A command on the list of deployments, under the sysroot's lock."""
-        where = {"booted": self._booted, "timeout": LOCK_SECONDS}
+        where = {"booted": self._booted, "timeout": SHUTDOWN_LOCK_SECONDS if self._shutting_down else LOCK_SECONDS}
         return await self.call(command, arguments | where)
 
     async def call(
@@ -61,7 +69,7 @@ class Worker:
         """
         require_root()
         argv = writable(self._sysroot, self._argv(command, arguments))
-        if command in _UNSTOPPABLE and self._booted:
+        if command in _UNSTOPPABLE and self._booted and not self._shutting_down:
             argv = [*_UNIT, *(f"--setenv={name}={value}" for name, value in _environment().items()), "--", *argv]
         pipe = asyncio.subprocess.PIPE
         descriptor = pipe if isinstance(stdin, bytes) else stdin
