@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -66,6 +65,10 @@ class Records:
     def load_all(self) -> dict[str, Record]:
         """Deployment key → record. Files that did not change are not read again; damaged ones are left out."""
         return {key: found for key, (_, found) in self._look().items() if isinstance(found, Record)}
+
+    def damaged(self) -> frozenset[str]:
+        """The keys of the deployments whose file cannot be used."""
+        return frozenset(key for key, (_, found) in self._look().items() if isinstance(found, str))
 
     def problems(self) -> tuple[str, ...]:
         """A sentence for each file that cannot be used."""
@@ -144,22 +147,12 @@ class Records:
     def _read(self, key: str) -> Record | str:
         path = self._directory / f"{key}.json"
         try:
-            record = parse_record(_content(path))
+            record = parse_record(files.read_small(path, _LIMIT))
         except (OSError, ValueError) as error:
             return f"The record {path} cannot be used and is ignored: {_why(error)}."
         if record.deployment != key:
             return f"The record {path} cannot be used and is ignored: it belongs to {record.deployment!r}."
         return record
-
-
-def _content(path: Path) -> bytes:
-    """The content of a regular file of a sane size; never waits for a FIFO, never follows a link."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _LIMIT:
-            raise ValueError("it is no regular file of a sane size")
-        return file.read(_LIMIT)
 
 
 def print_record(record: Record) -> bytes:

@@ -46,7 +46,10 @@ class Deployment:
     digest: str | None = None
     version: str | None = None
     timestamp: int | None = None  # seconds since the epoch, of the commit
-    locked: bool = False  # staged only: finalisation is forbidden at this moment
+    # The rest is about a staged deployment only.
+    locked: bool = False  # it is held: a shutdown now would not finalise it, whatever the gate finds
+    declared: bool = False  # verified and declared ready: only the gate's own look at shutdown is still to come
+    foreign_lock: bool = False  # somebody else than lashd forbids that it is finalised
 
     @property
     def key(self) -> str:
@@ -88,6 +91,7 @@ class BoundImage:
     pull: PullOptions = PullOptions()
     use_problems: tuple[UseProblem, ...] = ()
     names: tuple[Reference, ...] = ()  # further names the unit looks for (ImageTag=)
+    service: str = ""  # what Quadlet makes of the unit, which need not be called like the link: agent.service
 
     @property
     def usable(self) -> bool:
@@ -210,3 +214,65 @@ class Plan:
     @property
     def absent(self) -> tuple[PlannedImage, ...]:
         return tuple(image for image in self.images if not image.present)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What an operator said about one staged deployment: keep it back (`hold`), or let it through as it is.
+
+    Good for just this deployment and digest, until it is finalised, replaced or ordered otherwise. To keep it back is
+    meant for its content, however often a reboot loses it and it is staged again; to let it through is not.
+    """
+
+    deployment: str  # Deployment.key
+    digest: str  # Deployment.digest, "" when it has none
+    hold: bool
+    uid: int
+    reason: str
+    given: int  # seconds since the epoch
+
+    def is_for(self, deployment: Deployment) -> bool:
+        same = self.deployment == deployment.key
+        if self.hold:
+            same = self.deployment.partition(".")[0] == deployment.checksum
+        return same and self.digest == (deployment.digest or "")
+
+
+class Passed(StrEnum):
+    """What a shutdown came to."""
+
+    NOTHING = "nothing"  # nothing was staged, and the boot order was as it should be
+    RELEASED = "released"  # the staged deployment was let through
+    HELD = "held"  # the staged deployment was not let through
+    RESTORED = "restored"  # the booted deployment was put back in front of one whose images were not complete
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the gate decided at a shutdown, written before it ended."""
+
+    result: Passed
+    boot: str  # id of the boot that ended
+    decided: int  # seconds since the epoch
+    deployment: str = ""  # key of the deployment that it was about
+    digest: str = ""
+    reasons: tuple[tuple[str, str], ...] = ()  # (code, sentence)
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """A staged deployment that was seen and not yet booted: all that is needed to stage it again.
+
+    A staged deployment lies in /run, so a reboot that is held, or a power cut, loses it.
+    """
+
+    deployment: str  # Deployment.key
+    stateroot: str
+    checksum: str
+    digest: str
+    origin: str  # the content of its origin file
+    boot: str  # id of the boot in which it was staged, last
+    since: int  # seconds since the epoch: when it was first seen
+    wasted: int = 0  # reboots in a row that did not bring it up
+    counted: str = ""  # id of the boot in which its loss was last counted
+    kargs: tuple[str, ...] | None = None  # kernel arguments it was staged with; None: those of the booted one

@@ -13,6 +13,7 @@ import pytest
 from lashd.things.ostree import deployments as module
 from lashd.things.ostree import facts
 from lashd.things.ostree.deployments import OstreeSysroot
+from lashd.things.ostree.lockfile import NOTE, Lock, read_lock, remove_lock, write_lock
 from lashd.words.model import Deployment, HostImage, Role
 from lashd.words.progress import ignore
 from tests.things.ostree.conftest import Host, needs_root
@@ -180,3 +181,32 @@ async def test_entries_are_sorted_as_libostree_does(tmp_path: Path) -> None:
     (tmp_path / "other.conf").write_text("version 99\noptions ostree=/other\n")
     assert facts.boot_links(tmp_path) == ["/b", "/a", "/d", "/c"]
     assert facts.boot_links(tmp_path / "nothing") == []
+
+
+async def test_the_key_that_a_killed_worker_set_is_known_as_ours(host: Host) -> None:
+    """libostree removes the lock file late; a worker that is killed just then could not set it again."""
+    deployment = await deploy(host, "v1", "1")
+    run = host.settings.paths.ostree_run
+    staged = replace(deployment, serial=7, root=deployment.root.with_name(f"{deployment.checksum}.7"))
+    staged.root.mkdir()
+    backend = host.backend
+    backend._sysroot = as_booted(host, deployment)
+    target = f"'target': <{{'name': <'{staged.key}'>, 'osname': <'default'>}}>"
+    write_variant(run / "staged-deployment", f"{{{target}, 'locked': <true>}}")
+    # Of another commit: somebody else's.
+    (run / NOTE).write_text("0" * 64)
+    await backend.recover()
+    assert backend.deployments()[0].foreign_lock
+    for lock in (None, Lock(staged.key)):  # and what a hold in between wrote does not say it either
+        (run / NOTE).write_text(staged.checksum)
+        if lock is not None:
+            remove_lock(run)
+            write_lock(run, lock)
+            assert backend.deployments()[0].foreign_lock
+        await backend.recover()
+        assert read_lock(run) == Lock(staged.key, with_key=True)
+        assert not backend.deployments()[0].foreign_lock
+        assert not (run / NOTE).exists()
+    remove_lock(run)
+    await backend.recover()
+    assert backend.deployments()[0].foreign_lock

@@ -13,7 +13,7 @@ OTHER = "b" * 64 + ".1"
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert read_lock(tmp_path) is None
-    for lock in (Lock(KEY), Lock(KEY, with_key=True), Lock(STAGING)):
+    for lock in (Lock(KEY), Lock(KEY, with_key=True), Lock(STAGING), Lock(KEY, ready=True)):
         assert write_lock(tmp_path, lock) == lock == read_lock(tmp_path)
         assert lock.ours
     assert (tmp_path / LOCK).stat().st_mode & 0o777 == 0o640

@@ -8,14 +8,13 @@ one is booted) and bootc's (which one is the rollback).
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
 
 from lashd.things.gvariant import parse
 from lashd.things.ostree.facts import CommitFacts, boot_links, commit_facts, parse_origin, read
-from lashd.things.ostree.lockfile import LOCK, STAGED
+from lashd.things.ostree.lockfile import LOCK, STAGED, Lock, read_lock
 from lashd.words.config import Settings
 from lashd.words.model import Deployment, Role
 
@@ -40,6 +39,10 @@ class OstreeSysroot:
     @property
     def repository(self) -> Path:
         return self._sysroot / "ostree/repo"
+
+    def watched(self) -> tuple[Path, ...]:
+        """Directories in which something changes when the deployments do."""
+        return (self._boot / "loader", self._boot / "loader/entries", self._sysroot / "ostree/deploy")
 
     def deployments(self) -> tuple[Deployment, ...]:
         """In boot order: the one that boots next is first, a staged one before all others."""
@@ -107,12 +110,13 @@ class OstreeSysroot:
             return None
         if "/" in stateroot or stateroot in ("", ".", "..") or not _NAME.fullmatch(name):
             return None
-        locked = state.get("locked") is True or os.path.lexists(self._run / LOCK)
-        deployment = self._deployment(stateroot, name, {Role.STAGED}, locked=locked)
+        deployment = self._deployment(stateroot, name, {Role.STAGED})
+        locked, declared, foreign = _hold(self._run, name, key_set=state.get("locked") is True)
+        deployment = replace(deployment, locked=locked, declared=declared, foreign_lock=foreign)
         # Between the two moments at which libostree writes its file and makes or removes the directory.
         return deployment if deployment.root.is_dir() else None
 
-    def _deployment(self, stateroot: str, name: str, roles: set[Role], *, locked: bool = False) -> Deployment:
+    def _deployment(self, stateroot: str, name: str, roles: set[Role]) -> Deployment:
         checksum, _, serial = name.partition(".")
         root = self._sysroot / "ostree/deploy" / stateroot / "deploy" / name
         origin = root.with_name(root.name + ".origin")
@@ -129,8 +133,23 @@ class OstreeSysroot:
             digest=facts.digest,
             version=facts.version,
             timestamp=facts.timestamp,
-            locked=locked,
         )
+
+
+def _hold(run: Path, key: str, *, key_set: bool) -> tuple[bool, bool, bool]:
+    """Who holds the staged deployment `key`: `locked`, `declared` and `foreign_lock` of Deployment.
+
+    `key_set`: its own file says that it is locked.
+    """
+    try:
+        lock = read_lock(run)
+    except OSError:
+        lock = Lock()  # there is one, and whose it is cannot be seen
+    if lock is None:
+        return key_set, False, key_set
+    declared = lock.is_for(key) and lock.ready and not key_set
+    foreign = not lock.ours or (key_set and not (lock.is_for(key) and lock.with_key))
+    return not declared, declared, foreign
 
 
 def _with_rollback(found: list[Deployment]) -> tuple[Deployment, ...]:

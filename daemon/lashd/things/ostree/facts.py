@@ -84,6 +84,14 @@ def parse_origin(text: str) -> tuple[HostImage | None, bool]:
     return HostImage(reference, transport, signature), pinned
 
 
+def staged_arguments(note: bytes) -> tuple[str, ...] | None:
+    """The kernel arguments that ostree's `note` of what is staged gives it; None: those of the running system."""
+    with contextlib.suppress(ValueError, TypeError):
+        arguments = parse("a{sv}", note).get("kargs")
+        return None if arguments is None else tuple(str(argument) for argument in arguments)
+    return None
+
+
 def commit_facts(data: bytes) -> CommitFacts:
     try:
         # Written by this machine's kind, but for the time: ostree's own numbers are big-endian everywhere.

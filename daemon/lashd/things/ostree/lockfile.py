@@ -17,17 +17,22 @@ LOCK = "staged-deployment-locked"
 _MARK = "lashd"
 # In place of a deployment's key while one is being staged.
 STAGING = "staging"
+# There while one is being staged: the `locked` key in what is staged from the commit that it names is ours, too.
+# libostree may have removed the lock file that said so by the time that whoever stages is killed.
+NOTE = ".lashd-staging"
 
 
 @dataclass(frozen=True, slots=True)
 class Lock:
     """Who holds. `deployment` is its key (or STAGING), empty when the lock is not ours.
 
-    `with_key` says that lashd also set the `locked` key in the staged deployment's own file.
+    `with_key` says that lashd also set the `locked` key in the staged deployment's own file; `ready` that the
+    deployment was verified, so that only the gate at shutdown is still to look and to take the lock away.
     """
 
     deployment: str = ""
     with_key: bool = False
+    ready: bool = False
 
     @property
     def ours(self) -> bool:
@@ -47,7 +52,7 @@ def read_lock(ostree_run: Path) -> Lock | None:
     lines = text.splitlines()
     if len(lines) < 2 or lines[0] != _MARK:
         return Lock()
-    return Lock(lines[1], "key" in lines[2:])
+    return Lock(lines[1], "key" in lines[2:], "ready" in lines[2:])
 
 
 def write_lock(ostree_run: Path, lock: Lock, *, take_over: bool = False) -> Lock:
@@ -57,7 +62,8 @@ def write_lock(ostree_run: Path, lock: Lock, *, take_over: bool = False) -> Lock
     """
     path = ostree_run / LOCK
     partial = ostree_run / f".{LOCK}.{os.getpid()}"
-    text = f"{_MARK}\n{lock.deployment}\n" + ("key\n" if lock.with_key else "")
+    flags = [flag for flag, is_set in (("key", lock.with_key), ("ready", lock.ready)) if is_set]
+    text = "\n".join([_MARK, lock.deployment, *flags, ""])
     try:
         partial.write_text(text, encoding="utf-8")
         partial.chmod(0o640)
