@@ -21,7 +21,7 @@ _PLACES = (
     ("units/*.path", _UNITS),
     ("units/*.socket", _UNITS),
     ("units/*.timer", _UNITS),
-    ("units/*.d/*.conf", _UNITS),
+    ("units/*.*.d/*.conf", _UNITS),
     ("units/*.preset", "usr/lib/systemd/system-preset"),
     ("units/tmpfiles.d/*.conf", "usr/lib/tmpfiles.d"),
     ("dbus/*.conf", "usr/share/dbus-1/system.d"),
@@ -30,9 +30,21 @@ _PLACES = (
     ("dbus/*.policy", "usr/share/polkit-1/actions"),
     ("dbus/polkit/*.policy", "usr/share/polkit-1/actions"),
 )
-_COMMANDS = {"usr/bin/lashctl": "lashd.cli.main", "usr/bin/lashd": "lashd.bus.service"}
+# Programs, by their directory in the checkout, with whatever directories are below it.
+_PROGRAMS = (
+    ("packaging/libexec", "usr/lib/lashd"),
+    ("packaging/greenboot", "usr/lib/greenboot"),
+)
+# Each where its module exists.
+_COMMANDS = {
+    "usr/bin/lashctl": "lashd.cli.main",
+    "usr/bin/lashd": "lashd.bus.service",
+    "usr/lib/lashd/gate": "lashd.running.gate",
+    "usr/lib/lashd/activate": "lashd.running.activate",
+}
+# -I: nothing of the environment, of the working directory or of root's home is used.
 _LAUNCHER = """\
-#!/usr/bin/python3
+#!/usr/bin/python3 -I
 import sys
 
 from {module} import main
@@ -47,12 +59,17 @@ def lashd_layer(tree: Path) -> LayerBlob:
     for pattern, place in _PLACES:
         for path in sorted(REPOSITORY.glob(pattern)):
             # Drop-ins keep the directory that names their unit.
-            below = f"{path.parent.name}/{path.name}" if path.parent.match("units/*.d") else path.name
+            below = f"{path.parent.name}/{path.name}" if path.parent.match("units/*.*.d") else path.name
             content[f"{place}/{below}"] = path.read_bytes()
             if place == _UNITS and path.parent.name == "units":
                 content |= _enabled(path)
+    for source, place in _PROGRAMS:
+        for path in sorted((REPOSITORY / source).rglob("*")):
+            if path.is_file():
+                content[f"{place}/{path.relative_to(REPOSITORY / source)}"] = Program(path.read_bytes())
     for name, module in _COMMANDS.items():
-        content[name] = Program(_LAUNCHER.format(module=module).encode())
+        if (REPOSITORY / "daemon" / module.replace(".", "/")).with_suffix(".py").is_file():
+            content[name] = Program(_LAUNCHER.format(module=module).encode())
     return files(content | _package(tree))
 
 

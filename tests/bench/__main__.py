@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make bench`: every figure that the project promises, as ratios in one run and medians; writes build/bench.json.
 
-python -m tests.bench [--repeats N] [latency bandwidth present imports service]
+python -m tests.bench [--repeats N] [latency bandwidth present imports service gate]
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from demo import rootfs
 from tests.bench import pulls
+from tests.bench.gate import gate
 from tests.bench.imports import imports
 from tests.bench.measure import Figure, report
 from tests.bench.service import service
@@ -28,6 +29,7 @@ BENCHES = {
     "present": pulls.present,
     "imports": imports,
     "service": service,
+    "gate": gate,
 }
 
 

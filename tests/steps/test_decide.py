@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lashd.steps.decide import Decision, decide
-from lashd.words.model import BadEntry, BoundImage, Discovery, ImageState, Record, RecordedImage
+from lashd.steps.decide import Decision, at_shutdown, decide
+from lashd.words.model import BadEntry, BoundImage, Deployment, Discovery, ImageState, Order, Record, RecordedImage
 from lashd.words.reference import Reference
 
 DIGEST = f"sha256:{'1' * 64}"
@@ -90,3 +94,66 @@ def test_every_state_has_its_sentence(state: ImageState) -> None:
     (reason,) = decide(Discovery((FLOATING,)), None, {A: state}).reasons
     assert reason[0] == state.value
     assert "quay.io/edge/agent:v1" in reason[1]
+
+
+# ---- at shutdown ----
+
+STAGED = Deployment("os", "a" * 64, 0, Path("/nowhere"), digest=DIGEST)
+HOLD = Order(STAGED.key, DIGEST, True, 7, "not today", 1)
+LET = replace(HOLD, hold=False)
+# For another deployment, and for the same one made from another image.
+OTHERS = (replace(LET, deployment="b" * 64 + ".0"), replace(LET, digest=f"sha256:{'2' * 64}"), replace(LET, digest=""))
+YES, NO = Decision(True), Decision(False, (("missing", "It is not there."),))
+
+
+@pytest.mark.parametrize(
+    ("seen", "order", "policy", "release", "codes"),
+    [
+        (YES, None, "hold", True, []),
+        (NO, None, "hold", False, ["missing"]),
+        (NO, None, "warn", True, ["missing"]),
+        (NO, None, "off", True, ["missing"]),
+        (NO, LET, "hold", True, ["missing", "ordered"]),
+        (YES, LET, "hold", True, ["ordered"]),
+        (YES, HOLD, "hold", False, ["ordered"]),
+        (YES, HOLD, "warn", False, ["ordered"]),
+        (YES, HOLD, "off", False, ["ordered"]),
+        *((NO, other, "hold", False, ["missing"]) for other in OTHERS),
+        *((YES, replace(other, hold=True), "hold", True, []) for other in OTHERS),
+    ],
+)
+def test_the_table_at_shutdown(
+    seen: Decision, order: Order | None, policy: Literal["hold", "warn", "off"], release: bool, codes: list[str]
+) -> None:
+    decision = at_shutdown(STAGED, seen, order, policy)
+    assert (decision.release, [code for code, _ in decision.reasons]) == (release, codes)
+    for foreign in (False, True):
+        for key in (False, True):
+            if foreign or key:
+                deployment = replace(STAGED, foreign_lock=foreign)
+                decision = at_shutdown(deployment, seen, order, policy, key_locked=key)
+                assert not decision.release
+                assert decision.reasons[-1][0] == ("foreign-lock" if foreign else "locked-key")
+    assert not at_shutdown(replace(STAGED, digest=None), NO, LET, "hold").release
+    assert at_shutdown(replace(STAGED, digest=None), NO, replace(LET, digest=""), "hold").release
+
+
+@given(
+    st.builds(Deployment, st.just("os"), st.just("a" * 64), st.just(0), st.just(Path("/")), foreign_lock=st.booleans()),
+    st.sampled_from([YES, NO]),
+    st.none() | st.builds(Order, st.sampled_from([STAGED.key, "b.0"]), st.sampled_from(["", DIGEST]), st.booleans(),
+                          st.integers(0), st.text(), st.integers(0)),
+    st.sampled_from(["hold", "warn", "off"]),
+    st.booleans(),
+)  # fmt: skip
+def test_nothing_passes_without_a_ground(deployment, seen, order, policy, key) -> None:
+    decision = at_shutdown(deployment, seen, order, policy, key_locked=key)
+    concerned = order is not None and (order.deployment, order.digest) == (deployment.key, deployment.digest or "")
+    if decision.release:
+        assert not deployment.foreign_lock
+        assert not key
+        assert not (concerned and order.hold)
+        assert seen.release or policy != "hold" or concerned
+    else:
+        assert decision.reasons
+    assert all(sentence.endswith(".") for _, sentence in decision.reasons)

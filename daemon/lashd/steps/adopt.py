@@ -47,7 +47,7 @@ async def adopt(
         stored = index.image_named(reference)
         if stored is None or not stored.digest:
             continue
-        digest, index_digest = _own_digest(stored, store)
+        digest, index_digest = own_digest(stored, store)
         wanted.append(PlannedImage(reference, digest, tuple(images), present=True, index_digest=index_digest))
     findings = await examine(wanted, store, vouched, report=report)
     recorded: list[RecordedImage] = []
@@ -66,7 +66,7 @@ async def adopt(
     )
 
 
-def _own_digest(image: StoredImage, store: Store) -> tuple[str, str | None]:
+def own_digest(image: StoredImage, store: Store) -> tuple[str, str | None]:
     """The digest of the image's own manifest, and that of the index it was fetched by, if it was."""
     try:
         fetched = json.loads(store.big_data(image, f"manifest-{image.digest}") or b"{}")

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""May this deployment be finalised? The one pure function that the daemon and the gate ask alike."""
+"""May this deployment be finalised? The pure functions that the daemon and the gate ask alike."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-from lashd.words.model import BoundImage, Discovery, ImageState, Record
+from lashd.words.model import BoundImage, Deployment, Discovery, ImageState, Order, Record
 
 BAD_ENTRY = "bad-entry"
 UNRECORDED = "unrecorded"
 UNKNOWN = "unknown"
+FOREIGN_LOCK = "foreign-lock"
+LOCKED_KEY = "locked-key"
+ORDERED = "ordered"
 
 _SENTENCES = {
     ImageState.UNVERIFIED: "{image} is in the store, but has not been verified yet.",
@@ -55,3 +59,33 @@ def _against(image: BoundImage, record: Record | None, state: ImageState | None)
     if record is not None and not image.reference.pinned and record.image(str(image.reference)) is None:
         return UNRECORDED, f"The record of the deployment does not say which digest {shown} is bound to."
     return None
+
+
+def at_shutdown(
+    deployment: Deployment,
+    seen: Decision,
+    order: Order | None,
+    policy: Literal["hold", "warn", "off"],
+    *,
+    key_locked: bool = False,
+) -> Decision:
+    """What the gate does about `deployment` now that the system shuts down; `seen` is what `decide` says of it.
+
+    `order` counts when it is for just this deployment and digest; to let through it can overrule what is missing, never
+    a lock of somebody else's, nor one that lashd put into the deployment's own description (`key_locked`), which only
+    the daemon takes away. A decision to release has reasons when something is missing all the same.
+    """
+    if deployment.foreign_lock:
+        why = (
+            f"Somebody else than lashd has locked the deployment {deployment.key}; 'ostree admin lock-finalization "
+            "--unlock' unlocks it, or, when only a lock file is there, to remove that."
+        )
+        return Decision(False, ((FOREIGN_LOCK, why),))
+    if key_locked:
+        why = f"The deployment {deployment.key} was never released since it was staged."
+        return Decision(False, (*seen.reasons, (LOCKED_KEY, why)))
+    if order is not None and (order.deployment, order.digest) == (deployment.key, deployment.digest or ""):
+        what = "kept back" if order.hold else "let through as it is"
+        ordered = (ORDERED, f"User {order.uid} ordered that it be {what}: {order.reason or 'no reason was given'}.")
+        return Decision(not order.hold, (*seen.reasons, ordered))
+    return Decision(seen.release or policy != "hold", seen.reasons)

@@ -15,7 +15,8 @@ gi.require_version("OSTree", "1.0")
 from gi.repository import Gio, GLib, OSTree  # noqa: E402  (the version has to be asked for first)
 
 from lashd.things.ostree import names  # noqa: E402
-from lashd.things.ostree.lockfile import STAGING, Lock, read_lock, remove_lock, write_lock  # noqa: E402
+from lashd.things.ostree.lockfile import NOTE, STAGING, Lock, read_lock, remove_lock, write_lock  # noqa: E402
+from lashd.things.ostree.undisturbed import undisturbed  # noqa: E402
 from lashd.words.errors import ErrorName, LashdError  # noqa: E402
 
 # libostree writes and removes the lock file here and nowhere else.
@@ -57,7 +58,8 @@ class Sysroot:
             return self._stage(commit, origin, stateroot, merge)
         _, new = self._sysroot.deploy_tree(stateroot, commit, origin, merge, None, None)
         flags = OSTree.SysrootSimpleWriteDeploymentFlags.NONE
-        self._sysroot.simple_write_deployment(stateroot, new, merge, flags, None)
+        with undisturbed():
+            self._sysroot.simple_write_deployment(stateroot, new, merge, flags, None)
         self._sysroot.cleanup(None)
         return _key(new)
 
@@ -89,31 +91,69 @@ class Sysroot:
         before = read_lock(_RUN)
         if before is None:
             write_lock(_RUN, Lock(STAGING, with_key))
+        if with_key:
+            (_RUN / NOTE).write_text(commit, encoding="ascii")
         try:
             _, new = self._sysroot.stage_tree_with_options(stateroot, commit, origin, merge, options, None)
         except BaseException:
             if before is None and read_lock(_RUN) == Lock(STAGING, with_key):
                 remove_lock(_RUN)
+            (_RUN / NOTE).unlink(missing_ok=True)
             raise
         # A lock of somebody else's held the deployment that has just been replaced: newer versions of libostree
         # remove it themselves.
         write_lock(_RUN, Lock(_key(new), with_key), take_over=before is not None)
+        (_RUN / NOTE).unlink(missing_ok=True)
         return _key(new)
 
-    def set_first(self, key: str, *, drop_staged: bool) -> bool:
-        """Make the deployment `key` the one that boots next; answers whether that changed anything."""
+    def restage(self, commit: str, origin: str, stateroot: str, kargs: Sequence[str] | None) -> str:
+        """Stage `commit` with the content `origin`, held, when nothing is staged. Answers its key."""
+        keys = GLib.KeyFile.new()
+        # Written anew by libostree, so comments are all that it may lose.
+        keys.load_from_data(origin, len(origin.encode()), GLib.KeyFileFlags.KEEP_TRANSLATIONS)
+        if self._sysroot.get_staged_deployment() is not None:
+            raise LashdError(ErrorName.BUSY, "Another deployment was staged meanwhile, so none was staged again.")
+        merge = self._sysroot.get_merge_deployment(stateroot)
+        self._sysroot.prepare_cleanup(None)
+        before = read_lock(_RUN)
+        if before is None:
+            write_lock(_RUN, Lock(STAGING))
+        try:
+            # The lock file is enough here: libostree removes it only where it replaces a staged deployment.
+            arguments = list(kargs) if kargs is not None else None
+            _, new = self._sysroot.stage_tree(stateroot, commit, keys, merge, arguments, None)
+        except BaseException:
+            if before is None and read_lock(_RUN) == Lock(STAGING):
+                remove_lock(_RUN)
+            raise
+        write_lock(_RUN, Lock(_key(new)))
+        return _key(new)
+
+    def set_first(self, key: str, *, drop_staged: bool, shutting_down: bool = False) -> bool:
+        """Make the deployment `key` the one that boots next; answers whether that changed anything.
+
+        `shutting_down`: a staged deployment is known to be held and stays, and nothing is cleaned up, which takes long.
+        """
         target = self._find(key)
         deployments = list(self._sysroot.get_deployments())
         staged = self._sysroot.get_staged_deployment()
-        if staged is not None and not drop_staged:
+        if staged is not None and not drop_staged and not shutting_down:
             # libostree keeps a staged deployment only in the first place, where it would undo the rollback.
             raise LashdError(ErrorName.WOULD_DROP_STAGED)
         if staged is not None and _key(staged) == key:
             raise LashdError(ErrorName.ROLLBACK_UNAVAILABLE, f"The deployment {key} is only staged.")
         rest = [one for one in deployments if _key(one) != key and not one.is_staged()]
+        if shutting_down:
+            options = OSTree.SysrootWriteDeploymentsOpts()
+            options.do_postclean = False
+            first = [staged] if staged is not None else []
+            with undisturbed():
+                self._sysroot.write_deployments_with_options([*first, target, *rest], options, None)
+            return True
         if [_key(target), *map(_key, rest)] == list(map(_key, deployments)):
             return False
-        self._sysroot.write_deployments([target, *rest], None)
+        with undisturbed():
+            self._sysroot.write_deployments([target, *rest], None)
         self._sysroot.cleanup(None)
         return True
 
@@ -128,11 +168,12 @@ class Sysroot:
         rest = [one for one in self._sysroot.get_deployments() if _key(one) != key]
         if not rest:
             raise LashdError(ErrorName.INVALID_ARGUMENT, "The only deployment cannot be discarded.")
-        self._sysroot.write_deployments(rest, None)
+        with undisturbed():
+            self._sysroot.write_deployments(rest, None)
         self._sysroot.cleanup(None)
 
     def release(self, key: str) -> None:
-        """Let the staged deployment `key` be finalised. Only lashd's own hold is taken away."""
+        """Declare the staged deployment `key` ready. The lock file stays until the gate has looked at shutdown."""
         staged = self._sysroot.get_staged_deployment()
         if staged is None:
             raise LashdError(ErrorName.NOTHING_STAGED)
@@ -150,8 +191,9 @@ class Sysroot:
                 "'ostree admin lock-finalization --unlock' does.",
             )
         if key_set:
+            # Takes the lock file with it. What is staged was verified, and the gate looks whoever holds.
             self._sysroot.change_finalization(staged)
-        remove_lock(_RUN)
+        write_lock(_RUN, Lock(key, ready=True))
 
     def prune(self, keep: Sequence[str]) -> dict[str, int]:
         """Drop refs of images and layers that no deployment and none of the commits `keep` needs, then their objects.

@@ -98,8 +98,14 @@ def deploy(commit: str, origin: str, stateroot: str, **where: Any) -> str:
     return key
 
 
-def set_first(key: str, drop_staged: bool, **where: Any) -> bool:
-    changed: bool = _sysroot(**where).set_first(key, drop_staged=drop_staged)
+def restage(commit: str, origin: str, stateroot: str, kargs: list[str] | None, **where: Any) -> str:
+    key: str = _sysroot(**where).restage(commit, origin, stateroot, kargs)
+    _durable(where["sysroot"])
+    return key
+
+
+def set_first(key: str, drop_staged: bool, shutting_down: bool = False, **where: Any) -> bool:
+    changed: bool = _sysroot(**where).set_first(key, drop_staged=drop_staged, shutting_down=shutting_down)
     _durable(where["sysroot"])
     return changed
 
@@ -122,6 +128,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "import-layer": import_layer,
     "merge": merge,
     "deploy": deploy,
+    "restage": restage,
     "set-first": set_first,
     "remove": remove,
     "release": release,

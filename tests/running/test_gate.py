@@ -1,0 +1,494 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gate on a real sysroot and a real store, one of whose deployments plays the staged one."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from lashd.running import gate as module
+from lashd.running.gate import PASSED, Gate
+from lashd.steps.evidence import gather
+from lashd.steps.record import Records
+from lashd.steps.shutdowns import Shutdowns, boot_id
+from lashd.things.ostree.deployments import OstreeSysroot
+from lashd.things.ostree.lockfile import LOCK, STAGED, Lock, read_lock, write_lock
+from lashd.things.ostree.nextroot import PREPARED
+from lashd.things.store import Store
+from lashd.words import files
+from lashd.words.config import Settings
+from lashd.words.errors import ErrorName, LashdError
+from lashd.words.model import Deployment, Order, Owed, Passed, Role, Verdict
+from tests.bench.service import furnish, settings_below
+from tests.support.registry import Registry
+from tests.support.staged import backing, note, play_booted
+from tests.things.ostree.conftest import needs_root
+
+pytestmark = needs_root
+
+
+@pytest.fixture(scope="module")
+def furnished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, str]]:
+    """A sysroot with one deployment that binds three images, all of them in the store, and its record."""
+    work = tmp_path_factory.mktemp("gate")
+    settings = settings_below(work)
+    with Registry() as registry:
+        key = asyncio.run(furnish(registry, settings, 3))
+    yield settings, key
+    subprocess.run(["chattr", "-R", "-f", "-i", str(work)], check=False)
+
+
+@dataclass
+class Stage:
+    """A host in front of a shutdown: the booted deployment, and what is staged."""
+
+    settings: Settings
+    sysroot: OstreeSysroot
+    staged: Deployment
+    first: list[str] = field(default_factory=list)
+
+    @property
+    def run(self) -> Path:
+        return self.settings.paths.ostree_run
+
+    @property
+    def shutdowns(self) -> Shutdowns:
+        return Shutdowns(self.settings.paths.state, self.settings.paths.run)
+
+    @property
+    def records(self) -> Records:
+        return Records(self.settings.paths.state / "records")
+
+    @property
+    def passed(self) -> bool:
+        path = self.settings.paths.run / PASSED
+        return path.exists() and path.read_bytes() == (self.run / STAGED).read_bytes()
+
+    def gate(self, *, since: float | None = None) -> Gate:
+        return Gate(
+            self.settings,
+            sysroot=self.sysroot,
+            since=time.time() if since is None else since,
+            nextroot=self.settings.paths.root / "run/nextroot",
+            put_first=self.first.append,
+        )
+
+    def end(self, **more: float) -> Verdict:
+        """The shutdown, as the unit has it: the hold first, then the gate."""
+        subprocess.run(["sh", "packaging/libexec/hold", self.run, self.settings.paths.run], check=True)
+        return self.gate(**more).shut_down()
+
+    def policy(self, policy: str) -> None:
+        gate = self.settings.gate.model_copy(update={"policy": policy})
+        self.settings = self.settings.model_copy(update={"gate": gate})
+
+
+@pytest.fixture
+def stage(furnished: tuple[Settings, str], tmp_path: Path) -> Iterator[Stage]:
+    template, _key = furnished
+    for name in ("state", "run", "ostree_run", "root"):
+        shutil.copytree(getattr(template.paths, name), tmp_path / name, symlinks=True)
+    paths = {name: tmp_path / name for name in ("state", "run", "ostree_run", "root")}
+    settings = template.model_copy(update={"paths": template.paths.model_copy(update=paths)})
+    sysroot = play_booted(settings, OstreeSysroot(settings).deployments()[0])
+    one, two = sysroot.deployments()
+    assert (one.roles, two.roles) == ({Role.STAGED}, {Role.BOOTED})
+    yield Stage(settings, sysroot, one)
+    shutil.rmtree(one.root, ignore_errors=True)
+    Path(f"{one.root}.origin").unlink(missing_ok=True)
+
+
+@pytest.fixture
+def lose_image(stage: Stage) -> Iterator[Callable[[], None]]:
+    """Takes the directory of one layer out of the store, until the test is over."""
+    overlay = stage.settings.store / "overlay"
+    layers = json.loads((stage.settings.store / "overlay-layers/layers.json").read_text())
+    top = next(layer["id"] for layer in layers if layer["id"] not in {each.get("parent") for each in layers})
+    yield lambda: (overlay / top).rename(overlay.parent / "lost") and None
+    if (overlay.parent / "lost").exists():
+        (overlay.parent / "lost").rename(overlay / top)
+
+
+def lose_records(stage: Stage) -> None:
+    shutil.rmtree(stage.settings.paths.state / "records")
+
+
+def lock_as(stage: Stage, whose: str) -> None:
+    if whose == "ours":
+        write_lock(stage.run, Lock(stage.staged.key))
+    elif whose == "ours, ready":
+        write_lock(stage.run, Lock(stage.staged.key, ready=True))
+    elif whose == "ours, of another":
+        write_lock(stage.run, Lock("f" * 64 + ".0", ready=True))
+    elif whose == "ours, while staging":
+        write_lock(stage.run, Lock("staging"))
+    elif whose == "file":
+        (stage.run / LOCK).touch()
+    elif whose in ("key", "key and file", "own key"):
+        (stage.run / STAGED).write_bytes(note(stage.staged.key, "bench", "'locked': <true>"))
+        if whose == "key and file":
+            (stage.run / LOCK).touch()
+        elif whose == "own key":
+            write_lock(stage.run, Lock(stage.staged.key, with_key=True))
+
+
+OURS = ("none", "ours", "ours, ready", "ours, of another", "ours, while staging")
+POLICIES = ("hold", "warn", "off")
+FOREIGN = ("file", "key", "key and file")
+
+
+@pytest.mark.parametrize(
+    ("policy", "ordered", "lock", "missing"),
+    [
+        *itertools.product(POLICIES, ("",), (*OURS, "own key", *FOREIGN), (False, True)),
+        *itertools.product(POLICIES, ("hold", "release", "release another"), ("ours", "own key", "key"), (True,)),
+    ],
+)
+def test_the_table(
+    stage: Stage, lose_image: Callable[[], None], policy: str, ordered: str, lock: str, missing: bool
+) -> None:
+    """What may pass, and what becomes of the locks: never a lock of somebody else's, never without being recorded."""
+    stage.policy(policy)
+    lock_as(stage, lock)
+    if missing:
+        lose_image()
+    if ordered:
+        key = "f" * 64 + ".0" if ordered == "release another" else stage.staged.key
+        order = Order(key, stage.staged.digest or "", ordered == "hold", 7, "a reason", 1)
+        stage.shutdowns.give_order(order)
+    before = (stage.run / LOCK).read_bytes() if lock != "none" and (stage.run / LOCK).exists() else None
+
+    verdict = stage.end()
+
+    ours = lock in OURS
+    if ordered in ("hold", "release"):
+        wanted = ours and ordered == "release"
+    else:
+        wanted = ours and (policy != "hold" or not missing)
+    assert verdict.result is (Passed.RELEASED if wanted else Passed.HELD)
+    assert (verdict.deployment, verdict.digest) == (stage.staged.key, stage.staged.digest or "")
+    assert verdict.boot == boot_id()
+    assert stage.shutdowns.verdict() == verdict
+    codes = [code for code, _ in verdict.reasons]
+    assert ("incomplete" in codes) is (missing and policy != "off" and lock not in FOREIGN)
+    assert ("ordered" in codes) is (ordered in ("hold", "release") and ours)
+    assert ("foreign-lock" in codes) is (lock in FOREIGN)
+    assert ("locked-key" in codes) is (lock == "own key")
+    assert stage.passed is wanted
+    assert (stage.run / LOCK).exists() is not wanted
+    if before is not None and not wanted:
+        assert (stage.run / LOCK).read_bytes() == before
+    assert stage.first == []
+
+
+def test_a_record_is_written_before_it_passes(stage: Stage) -> None:
+    """Nobody recorded what is staged, but its layers are vouched for by the record of another deployment."""
+    assert stage.records.get(stage.staged.key) is None
+    assert stage.end().result is Passed.RELEASED
+    record = stage.records.get(stage.staged.key)
+    assert record is not None
+    assert len(record.images) == 3
+    assert all(image.layers and image.stamps for image in record.images)
+
+
+@pytest.mark.parametrize("fetched_now", [True, False])
+def test_without_any_state(stage: Stage, fetched_now: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came in this boot is synced, then recorded, then let through; what was there before is held."""
+    shutil.rmtree(stage.settings.paths.state)
+    done: list[str] = []
+    monkeypatch.setattr(files, "sync_filesystem", lambda path: done.append(f"sync {path.name}"))
+    write = Records.write
+    monkeypatch.setattr(Records, "write", lambda self, record: (done.append("record"), write(self, record)))
+    remove = module.remove_lock
+    monkeypatch.setattr(module, "remove_lock", lambda run: (done.append("unlock"), remove(run)))
+    verdict = stage.end(since=0 if fetched_now else time.time())
+    if fetched_now:
+        assert (verdict.result, verdict.reasons) == (Passed.RELEASED, ())
+        assert done == ["sync storage", "record", "unlock"]
+        assert stage.end().result is Passed.RELEASED, "there is a record now"
+    else:
+        assert verdict.result is Passed.HELD
+        assert {code for code, _ in verdict.reasons} == {"unverified"}
+        assert done == []
+    assert stage.shutdowns.verdict() is not None
+
+
+def test_state_that_cannot_be_written(stage: Stage) -> None:
+    """The promise is about images; a verdict that cannot be kept does not keep an update away."""
+    shutil.rmtree(stage.settings.paths.state)
+    stage.settings.paths.state.write_text("a file")
+    assert stage.end().result is Passed.HELD
+    assert stage.end(since=0).result is Passed.RELEASED
+
+
+def test_what_is_owed(stage: Stage, lose_image: Callable[[], None]) -> None:
+    lose_image()
+    stage.end()
+    owed = stage.shutdowns.owed()
+    assert owed is not None
+    assert (owed.deployment, owed.stateroot, owed.checksum) == (stage.staged.key, "bench", stage.staged.checksum)
+    assert (owed.digest, owed.boot, owed.wasted) == (stage.staged.digest, boot_id(), 0)
+    assert "container-image-reference=" in owed.origin
+    assert abs(owed.since - time.time()) < 60
+    # Who knew it before knows since when, and what it has cost.
+    (stage.run / STAGED).write_bytes(note(stage.staged.key, "bench", "'kargs': <['a', 'b=c']>"))
+    known = Owed(stage.staged.key, "bench", owed.checksum, owed.digest, "old", "another boot", 17, 2, "then")
+    stage.shutdowns.owe(known)
+    stage.end()
+    again = stage.shutdowns.owed()
+    assert again == Owed(
+        stage.staged.key, "bench", owed.checksum, owed.digest, owed.origin, boot_id(), 17, 2, "then", ("a", "b=c")
+    )
+    # Another one took its place.
+    stage.shutdowns.owe(replace(known, checksum="other", digest="sha256:other"))
+    stage.end()
+    other = stage.shutdowns.owed()
+    assert other == replace(owed, since=other.since, kargs=("a", "b=c"))
+    assert abs(other.since - time.time()) < 60
+
+
+def test_released_stays_owed_until_it_has_booted(stage: Stage) -> None:
+    assert stage.end().result is Passed.RELEASED
+    owed = stage.shutdowns.owed()
+    assert owed is not None
+    assert owed.deployment == stage.staged.key
+
+
+@pytest.mark.parametrize("lock", FOREIGN)
+def test_what_somebody_else_holds_is_not_owed(stage: Stage, lock: str) -> None:
+    lock_as(stage, lock)
+    stage.end()
+    assert stage.shutdowns.owed() is None
+
+
+def test_policy_off_leaves_no_word_but_the_verdict(stage: Stage) -> None:
+    stage.policy("off")
+    lose_records(stage)
+    stage.end()
+    assert stage.shutdowns.owed() is None
+    assert not (stage.settings.paths.state / "records").exists()
+
+
+def test_another_one_is_staged_at_the_last_moment(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is let through is what was looked at, or it is looked at again."""
+    looks: list[str] = []
+    write = Shutdowns.write_verdict
+
+    def stage_again(self: Shutdowns, verdict: Verdict) -> None:
+        write(self, verdict)
+        looks.append(verdict.result.value)
+        if len(looks) == 1:
+            lock_as(stage, "key")
+
+    monkeypatch.setattr(Shutdowns, "write_verdict", stage_again)
+    verdict = stage.end()
+    assert looks == ["released", "held"]
+    assert verdict.result is Passed.HELD
+    assert not stage.passed
+    assert read_lock(stage.run) is not None
+
+
+def test_it_changes_again_and_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Shutdowns.write_verdict
+    number = itertools.count()
+
+    def stage_again(self: Shutdowns, verdict: Verdict) -> None:
+        write(self, verdict)
+        (stage.run / STAGED).write_bytes(note(stage.staged.key, "bench", f"'n': <{next(number)}>"))
+
+    monkeypatch.setattr(Shutdowns, "write_verdict", stage_again)
+    assert stage.end().result is Passed.HELD
+    assert not stage.passed
+    assert (stage.run / LOCK).exists()
+
+
+def test_a_lock_that_comes_at_the_last_moment_stays(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Shutdowns.write_verdict
+
+    def lock(self: Shutdowns, verdict: Verdict) -> None:
+        write(self, verdict)
+        (stage.run / LOCK).write_text("")
+
+    monkeypatch.setattr(Shutdowns, "write_verdict", lock)
+    assert stage.end().result is Passed.HELD
+    assert (stage.run / LOCK).read_text() == ""
+    assert not stage.passed
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 64])
+def test_what_cannot_be_understood_is_held(stage: Stage, content: bytes) -> None:
+    (stage.run / STAGED).write_bytes(content)
+    verdict = stage.end()
+    assert verdict.result is (Passed.HELD if content else Passed.NOTHING)
+    assert not (stage.settings.paths.run / PASSED).exists()
+    assert (stage.run / LOCK).exists()
+
+
+def test_nothing_staged(stage: Stage) -> None:
+    (stage.run / STAGED).unlink()
+    verdict = stage.end()
+    assert (verdict.result, verdict.deployment, verdict.reasons) == (Passed.NOTHING, "", ())
+    assert stage.shutdowns.verdict() == verdict
+    assert not (stage.run / LOCK).exists()
+    assert stage.shutdowns.owed() is None
+
+
+def test_a_failure_is_told_and_holds(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = stage.gate()
+    monkeypatch.setattr(gate, "_staged", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as caught:
+        gate.shut_down()
+    gate.failed(caught.value)
+    verdict = stage.shutdowns.verdict()
+    assert verdict is not None
+    assert (verdict.result, verdict.reasons[0][0]) == (Passed.HELD, "gate-failed")
+    assert not stage.passed
+
+
+# ---- the order in which deployments boot ----
+
+
+@pytest.fixture
+def installed(stage: Stage) -> Iterator[Stage]:
+    """The other deployment is not staged, but the next one to boot. ostree clears the directory of the staged one."""
+    sysroot, checksum = stage.settings.host.sysroot, stage.staged.checksum
+    (stage.run / STAGED).unlink()
+    admin = ["ostree", "admin", f"--sysroot={sysroot}"]
+    subprocess.run([*admin[:2], "deploy", admin[2], "--os=bench", "--no-merge", "--retain", checksum], check=True)
+    stage.sysroot = OstreeSysroot(stage.settings)
+    stage.sysroot.booted = True
+    assert [one.roles for one in stage.sysroot.deployments()] == [{Role.ROLLBACK}, {Role.BOOTED}]
+    yield stage
+    subprocess.run([*admin[:2], "undeploy", admin[2], "0"], check=True)
+
+
+@pytest.mark.parametrize(
+    ("policy", "ordered", "missing", "result"),
+    [
+        ("hold", "", False, Passed.NOTHING),
+        ("hold", "", True, Passed.RESTORED),
+        ("hold", "hold", False, Passed.RESTORED),
+        ("hold", "release", True, Passed.NOTHING),
+        ("warn", "", True, Passed.NOTHING),
+        ("off", "", True, Passed.NOTHING),
+    ],
+)
+def test_what_boots_next_without_having_been_staged(
+    installed: Stage, lose_image: Callable[[], None], policy: str, ordered: str, missing: bool, result: Passed
+) -> None:
+    following, booted = installed.sysroot.deployments()
+    installed.policy(policy)
+    # Without records: it was there before, and what it needs with it.
+    lose_records(installed)
+    if missing:
+        lose_image()
+    if ordered:
+        order = Order(following.key, following.digest or "", ordered == "hold", 7, "", 1)
+        installed.shutdowns.give_order(order)
+    verdict = installed.end()
+    assert (verdict.result, verdict.deployment) == (result, following.key)
+    assert installed.first == ([booted.key] if result is Passed.RESTORED else [])
+    assert ("incomplete" in [code for code, _ in verdict.reasons]) is (missing and policy != "off")
+    assert installed.shutdowns.verdict() == verdict
+
+
+def test_a_boot_order_that_cannot_be_put_right_is_told(installed: Stage, lose_image: Callable[[], None]) -> None:
+    lose_image()
+
+    def fail(key: str) -> None:
+        raise LashdError(ErrorName.SYSROOT_LOCKED)
+
+    gate = Gate(installed.settings, sysroot=installed.sysroot, since=0, put_first=fail)
+    verdict = gate.shut_down()
+    assert verdict.result is Passed.NOTHING
+    assert [code for code, _ in verdict.reasons][-1] == "boot-order-not-restored"
+
+
+# ---- soft reboot ----
+
+
+@pytest.mark.parametrize(
+    ("policy", "target", "missing", "taken"),
+    [
+        ("hold", "staged", True, True),
+        ("hold", "staged", False, False),
+        ("hold", "booted", True, False),
+        ("hold", "nowhere", False, True),
+        ("warn", "staged", True, False),
+        ("off", "staged", True, False),
+        ("off", "nowhere", True, False),
+    ],
+)
+def test_a_soft_reboot_goes_only_where_a_reboot_may(
+    stage: Stage, lose_image: Callable[[], None], policy: str, target: str, missing: bool, taken: bool
+) -> None:
+    stage.policy(policy)
+    if missing:
+        lose_image()
+    staged, booted = stage.sysroot.deployments()
+    root = {"staged": staged.root, "booted": booted.root, "nowhere": stage.run}[target]
+    (stage.run / PREPARED).write_bytes(backing(root))
+    verdict = stage.end()
+    assert (stage.run / PREPARED).exists() is not taken
+    assert ("soft-reboot-cancelled" in [code for code, _ in verdict.reasons]) is taken
+
+
+# ---- the program ----
+
+
+def test_outside_of_a_shutdown_nothing_is_decided(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(module, "Gate", lambda *_: 1 / 0)
+    for state, shown in (("running", "running"), ("", "unknown state")):
+        monkeypatch.setattr(module, "system_state", lambda state=state: state)
+        assert module.main(["stop"]) == 0
+        assert shown in capsys.readouterr().out
+    assert module.main([]) == 2
+    assert module.main(["start"]) == 2
+
+
+def test_settings_that_cannot_be_read_hold(monkeypatch: pytest.MonkeyPatch, stage: Stage, capsys) -> None:
+    used: list[Settings] = []
+
+    class Seen(Gate):
+        def __init__(self, settings: Settings) -> None:
+            used.append(settings)
+            super().__init__(stage.settings, sysroot=stage.sysroot, since=0)
+
+    def broken() -> Settings:
+        raise LashdError(ErrorName.INVALID_ARGUMENT, "The settings are broken.")
+
+    monkeypatch.setattr(module, "system_state", lambda: "stopping")
+    monkeypatch.setattr(module, "load", broken)
+    monkeypatch.setattr(module, "Gate", Seen)
+    assert module.main(["stop"]) == 0
+    assert used == [Settings()]
+    assert "The settings are broken." in capsys.readouterr().out
+
+
+def test_when_the_system_was_booted() -> None:
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    assert time.time() - uptime - 2 < module.booted_at() < time.time()
+
+
+async def test_it_starts_no_process(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run(["sh", "packaging/libexec/hold", stage.run, stage.settings.paths.run], check=True)
+    for name in ("Popen", "run"):
+        monkeypatch.setattr(subprocess, name, lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", lambda *_, **__: 1 / 0)
+    assert stage.gate().shut_down().result is Passed.RELEASED
+
+
+def test_the_daemon_and_the_gate_see_the_same(stage: Stage) -> None:
+    store = Store(stage.settings.store, stage.settings.store_run, stage.settings.host.sysroot)
+    evidence = gather(stage.staged, store, stage.records, since=time.time(), now=time.time())
+    assert evidence.decision.release
+    assert not evidence.unsynced
