@@ -37,4 +37,7 @@ test: need-root setup ## all tests
 bench: need-root setup ## ratios against bootc's way, written to build/bench.json
 	$(PYTHON) -m tests.bench
 
-.PHONY: help setup need-root demo demo-shell demo-stop lint test bench
+faults: need-root setup ## faults on booted hosts, many times each, written to build/faults.json; RUNS=20
+	$(PYTHON) -m tests.faults --runs $(or $(RUNS),20)
+
+.PHONY: help setup need-root demo demo-shell demo-stop lint test bench faults
