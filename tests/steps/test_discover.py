@@ -58,7 +58,7 @@ def deployment(tmp_path: Path) -> Deployment:
 
 def test_one(deployment: Deployment) -> None:
     deployment.bind("agent.container")
-    assert deployment.only() == BoundImage("agent.container", Q, parse_reference(Q))
+    assert deployment.only() == BoundImage("agent.container", Q, parse_reference(Q), service="agent.service")
 
 
 def test_nothing_bound(tmp_path: Path) -> None:

@@ -116,8 +116,8 @@ def harm_big_data(key: str, change: Callable[[Path], object]) -> Harm:
         # the name moved on, and what is recorded is not there any more
         ({"v1": ONE}, f"{AGENT}:v1", TWO, True, False, ImageState.DRIFTED),
         ({"other": ONE}, f"{AGENT}:v1", TWO, True, False, ImageState.MISSING),
-        # there, and without the name: no container would find it
-        ({ONE.digest: ONE}, f"{AGENT}:v1", ONE, True, False, ImageState.DRIFTED),
+        # there, and without the name: no container would find it, but it gets that at boot
+        ({ONE.digest: ONE}, f"{AGENT}:v1", ONE, True, False, ImageState.PRESENT),
         ({ONE.digest: ONE}, f"{AGENT}:v1", ONE, True, True, ImageState.DRIFTED),
         ({ONE.digest: ONE}, f"{AGENT}:v1", None, True, False, ImageState.MISSING),
     ],

@@ -109,6 +109,7 @@ class _Discoverer:
             pull=pull_options(source, self._expander(source)),
             use_problems=self._use_problems({unit.name: unit, source.name: source}.values()),
             names=tuple(references[1:]),
+            service=f"{unit.service}.service",
         )
 
     def _unit_of(self, entry: Entry) -> Unit:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lashd.steps.line import Line, Load
+from lashd.steps.names import name_in_store, source_of
 from lashd.steps.schedule import Schedule, delay, most_at_once, unpacking_at_once
 from lashd.steps.transfer import State, Transfer
 from lashd.things.registry import copy_argv
@@ -54,27 +55,9 @@ async def pull(
     folder = settings.paths.state / "pull"
     # A run that was killed could not remove its downloads.
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-    await _Pull(plan, store, settings, names or (lambda image: name_in_store(image, store)), folder, report).run()
-
-
-def name_in_store(image: PlannedImage, store: Store) -> Reference:
-    """The name to keep `image` under: as it is written if it is pinned or if no other image has its tag at present.
-
-    Else by digest only: what a tag means on the running system must not change before the reboot.
-    """
-    if image.reference.pinned:
-        return image.reference
-    holder = store.index().image_named(image.reference)
-    if holder is None or image.digest in holder.digests:
-        return image.reference
-    return source_of(image)
-
-
-def source_of(image: PlannedImage) -> Reference:
-    """What is asked of the registry: always a digest, that of the index where there is one, as it is what is signed."""
-    if image.reference.pinned:
-        return image.reference
-    return image.reference.at(image.index_digest or image.digest)
+    await _Pull(
+        plan, store, settings, names or (lambda image: name_in_store(image, store.index())), folder, report
+    ).run()
 
 
 @dataclass

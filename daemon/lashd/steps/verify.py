@@ -17,8 +17,8 @@ def classify(
     """The state of a bound image, and the image of the store that it is about; reads nothing but index and lstat(2).
 
     Wanted is the digest that `record` names; without one, the image's own digest if it is pinned, or whatever its name
-    means now. A floating name must mean something, or no container would find its image; with `named` it must mean that
-    very image, as it must for the booted deployment.
+    means now. With `named` its name must mean that very image, as it must for the booted deployment; another one gets
+    its names when it boots (activation).
     Raises StoreDamaged when the index cannot be read.
     """
     index = store.index()
@@ -31,8 +31,7 @@ def classify(
     chain = index.chain(found)
     if chain is None or not store.layers_on_disk(chain):
         return ImageState.INCOMPLETE, found
-    nameless = meant is None and not image.reference.pinned
-    if nameless or (named and meant is not found):
+    if named and meant is not found:
         return ImageState.DRIFTED, found
     if not all(layer.id in vouched for layer in chain):
         return ImageState.UNVERIFIED, found

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lashd.things.failures import explain
-from lashd.things.store_index import DamagedIndex, StoredImage, StoredLayer
+from lashd.things.store_index import NOTHING, NOTHING_ID, DamagedIndex, StoredImage, StoredLayer, made_up_config
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.reference import Reference
 from lashd.words.run import Completed, run, writable
@@ -73,12 +73,34 @@ async def remove_layer(store: Store, layer: StoredLayer) -> None:
         await _remove_orphan(store, top)
 
 
+async def tidy(store: Store) -> None:
+    # Done by any removal, under the lock that a writer of layers holds.
+    with _made_up(NOTHING, ()) as folder, _policy({"dir": {"": _ACCEPT}}) as policy:
+        copy = ["--policy", policy.path, "copy", "--quiet", f"dir:{folder}", store.spec(f"@{NOTHING_ID}")]
+        done = await _skopeo(store, copy, policy.descriptors)
+    _check(done, f"Cleaning up the bound image store {store.root}")
+    await remove(store, StoredImage(NOTHING_ID, "", (), None, frozenset()))
+
+
 async def give_name(store: Store, image_ref: Reference, name: Reference) -> None:
     """Raises StoreDamaged when the image is not there, else what the failure table says."""
     with _policy(own_sources(store)) as policy:
         copy = ["--policy", policy.path, "copy", "--quiet", store.spec(str(image_ref)), store.spec(str(name))]
         done = await _skopeo(store, copy, policy.descriptors)
     _check(done, f"Giving the name {name} to the image {image_ref} in the bound image store")
+
+
+async def drop_name(store: Store, image: StoredImage, name: Reference) -> bool:
+    """skopeo knows no word for this: another image takes the name, one of nothing, and is removed with it."""
+    holder = store.index().image_named(name)
+    if holder is None or holder.id != image.id or len(holder.names) < 2:
+        return False
+    with _made_up(NOTHING, ()) as folder, _policy({"dir": {"": _ACCEPT}}) as policy:
+        copy = ["--policy", policy.path, "copy", "--quiet", f"dir:{folder}", store.spec(str(name))]
+        done = await _skopeo(store, copy, policy.descriptors)
+    _check(done, f"Taking the name {name} away in the bound image store")
+    await remove(store, StoredImage(NOTHING_ID, "", (str(name),), None, frozenset()))
+    return True
 
 
 def own_sources(store: Store) -> dict[str, Any]:
@@ -115,30 +137,34 @@ async def _remove_orphan(store: Store, top: StoredLayer) -> None:
             f"The layer {top.id} of the bound image store {store.root} is damaged and cannot be removed, because the "
             f"index does not say what it stands on; remove the store, and run 'lashctl bind'.",
         )
-    config = json.dumps(
-        {
-            "architecture": "unknown",
-            "os": "linux",
-            "rootfs": {"type": "layers", "diff_ids": [layer.uncompressed_digest for layer in reversed(chain)]},
-        }
-    ).encode()
+    config = made_up_config(chain)
+    blobs = [
+        (str(layer.compressed_digest or layer.uncompressed_digest), layer.compressed_size) for layer in reversed(chain)
+    ]
+    with _made_up(config, blobs) as folder, _policy({"dir": {"": _ACCEPT}}) as policy:
+        config_id = hashlib.sha256(config).hexdigest()
+        copy = ["--policy", policy.path, "copy", "--quiet", f"dir:{folder}", store.spec(f"@{config_id}")]
+        done = await _skopeo(store, copy, policy.descriptors)
+    _check(done, f"Removing the layer {top.id} from the bound image store")
+    done = await _skopeo(store, ["delete", store.spec(f"@{config_id}")])
+    _check(done, f"Removing the layer {top.id} from the bound image store")
+
+
+@contextmanager
+def _made_up(config: bytes, blobs: Sequence[tuple[str, int]]) -> Iterator[str]:
+    """A directory that skopeo takes for an image with this configuration and these layers (digest, size)."""
     config_id = hashlib.sha256(config).hexdigest()
-    blobs = [(layer.compressed_digest or layer.uncompressed_digest, layer.compressed_size) for layer in reversed(chain)]
     manifest = {
         "schemaVersion": 2,
         "mediaType": _MANIFEST_TYPE,
         "config": _descriptor(_CONFIG_TYPE, f"sha256:{config_id}", len(config)),
-        "layers": [_descriptor(_LAYER_TYPE, str(digest), max(size, 0)) for digest, size in blobs],
+        "layers": [_descriptor(_LAYER_TYPE, digest, max(size, 0)) for digest, size in blobs],
     }
-    with tempfile.TemporaryDirectory(prefix="lashd-") as folder, _policy({"dir": {"": _ACCEPT}}) as policy:
+    with tempfile.TemporaryDirectory(prefix="lashd-") as folder:
         Path(folder, "version").write_text("Directory Transport Version: 1.1\n")
         Path(folder, "manifest.json").write_text(json.dumps(manifest))
         Path(folder, config_id).write_bytes(config)
-        copy = ["--policy", policy.path, "copy", "--quiet", f"dir:{folder}", store.spec(f"@{config_id}")]
-        done = await _skopeo(store, copy, policy.descriptors)
-    _check(done, f"Removing the damaged layer {top.id} from the bound image store")
-    done = await _skopeo(store, ["delete", store.spec(f"@{config_id}")])
-    _check(done, f"Removing the damaged layer {top.id} from the bound image store")
+        yield folder
 
 
 def _descriptor(media_type: str, digest: str, size: int) -> dict[str, Any]:
