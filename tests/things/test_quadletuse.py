@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lashd.things.quadlet import Unit
-from lashd.things.quadletuse import names_store, option_values, pull_options, read_names_store, use_problems
+from lashd.things.quadletuse import option_values, pull_options, read_names_store, use_problems
 from lashd.things.rootfs import Root
 from lashd.things.unitfile import parse
 from lashd.words.model import PullOptions, UseProblem
@@ -112,24 +112,6 @@ def test_pull_options(name: str, text: str, options: PullOptions) -> None:
 
 def test_option_values() -> None:
     assert list(option_values(["--a", "1", "--ab=2", "--a=3", "--a"], "--a")) == ["1", "3"]
-
-
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        (f'[storage.options]\nadditionalimagestores = ["/x", "{STORE}"]', True),
-        ('[storage.options]\nadditionalimagestores = ["/x"]', False),
-        (f'[storage.options]\nadditionalimagestores = "{STORE}"', False),
-        (f'#[storage.options]\n#additionalimagestores = ["{STORE}"]', False),
-        ("[storage.options]\nadditionalimagestores = [3]", False),
-        ("storage = 3", False),
-        ("[storage]\noptions = 3", False),
-        ("[storage", False),
-        ("a=" + "[" * 5000, False),
-    ],
-)
-def test_names_store(text: str, named: bool) -> None:
-    assert names_store(text) is named
 
 
 def test_which_storage_conf(tmp_path: Path) -> None:

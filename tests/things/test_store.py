@@ -381,6 +381,54 @@ async def test_the_policy_for_names_accepts_this_store_only(store: Store, tmp_pa
     assert "rejected by policy" in done.stderr
 
 
+async def test_one_name_goes_and_its_image_stays(store: Store) -> None:
+    put(store, ONE, f"{AGENT}:v1", f"{AGENT}:old")
+    one, old = stored(store, f"{AGENT}:v1"), parse_reference(f"{AGENT}:old")
+    put(store, TWO, f"{AGENT}:v2")
+    assert not await store.drop_name(stored(store, f"{AGENT}:v2"), old), "it is not that image's"
+    assert await store.drop_name(one, old)
+    assert not await store.drop_name(one, old)
+    assert not await store.drop_name(one, parse_reference(f"{AGENT}:v1")), "an image without a name is out of reach"
+    seen = json.loads(podman_images(store, read_only=False).stdout)
+    assert {image["Id"]: image["Names"] for image in seen} == {
+        ONE.image_id: [f"{AGENT}:v1"],
+        TWO.image_id: [f"{AGENT}:v2"],
+    }
+    assert store.complete(stored(store, f"{AGENT}:v1"))
+
+
+async def test_a_name_whose_taking_away_was_cut_short_means_nothing(store: Store, tmp_path: Path) -> None:
+    put(store, ONE, f"{AGENT}:v1", f"{AGENT}:old")
+    script = tmp_path / "skopeo"
+    script.write_text('#!/bin/sh\ncase "$*" in *delete*) kill -KILL $$;; esac; exec skopeo "$@"\n')
+    script.chmod(0o755)
+    killed = Store(store.root, store.run_root, store.sysroot, skopeo=str(script))
+    old = parse_reference(f"{AGENT}:old")
+    with pytest.raises(LashdError):
+        await killed.drop_name(stored(store, f"{AGENT}:v1"), old)
+    (left,) = [image for image in store.index().images if image.id != ONE.image_id]
+    assert left.names == (str(old),)
+    assert store.index().made_up(left)
+    assert store.index().image_named(old) is None
+    assert store.index().image_with_digest(AGENT, left.digest) is None
+    await store.give_name(parse_reference(f"{AGENT}:v1"), old)
+    assert stored(store, str(old)).id == ONE.image_id
+
+
+async def test_tidying_removes_what_was_never_finished(store: Store) -> None:
+    put(store, ONE, f"{AGENT}:v1")
+    put(store, TWO, f"{AGENT}:v2")
+    top = stored(store, f"{AGENT}:v1").top_layer
+    edit_index(store, "images", lambda all: [each for each in all if each["layer"] != top])
+    flags = {"incomplete": True}
+    edit_index(store, "layers", lambda all: [each | ({"flags": flags} if each["id"] == top else {}) for each in all])
+    await store.tidy()
+    assert top not in store.index().layers
+    assert not (store.root / "overlay" / top).exists()
+    assert ids(store) == {TWO.image_id}
+    assert store.complete(stored(store, f"{AGENT}:v2"))
+
+
 async def test_a_name_for_what_is_not_there_fails(store: Store) -> None:
     await store.ensure()
     with pytest.raises(LashdError, match=r"Giving the name .* failed") as caught:

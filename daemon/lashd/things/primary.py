@@ -3,15 +3,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 
+from lashd.things.storageconf import CONFIGURATIONS, GRAPH_ROOT, parse_storage
 from lashd.things.store import Store
 from lashd.words.errors import LashdError
 from lashd.words.reference import Reference
-
-_CONFIGURATIONS = ("etc/containers/storage.conf", "usr/share/containers/storage.conf")
-_DEFAULT = "/var/lib/containers/storage"
 
 
 class PrimaryStore:
@@ -36,13 +33,11 @@ class PrimaryStore:
 
 def graph_root(root: Path) -> str:
     """Where storage.conf of the system below `root` puts images: an absolute path on that system."""
-    for name in _CONFIGURATIONS:
+    for name in CONFIGURATIONS:
         try:
-            storage = tomllib.loads((root / name).read_text(encoding="utf-8")).get("storage")
+            return parse_storage((root / name).read_text(encoding="utf-8")).graph_root
         except FileNotFoundError:
             continue
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError):
-            return _DEFAULT
-        place = storage.get("graphroot") if isinstance(storage, dict) else None
-        return place if isinstance(place, str) and place.startswith("/") else _DEFAULT
-    return _DEFAULT
+        except (OSError, UnicodeDecodeError):
+            break
+    return GRAPH_ROOT

@@ -7,24 +7,13 @@ Options come from keys and from command lines (GlobalArgs=, PodmanArgs=); as on 
 from __future__ import annotations
 
 import posixpath
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 
 from lashd.things.quadlet import Unit
 from lashd.things.rootfs import Root, Unreadable
+from lashd.things.storageconf import CONFIGURATIONS, is_bound_store, parse_storage
 from lashd.words.model import PullOptions, UseProblem
 
-# The bound image store under all of its names.
-STORES = frozenset(
-    [
-        "/usr/lib/bootc/storage",
-        "/ostree/bootc/storage",
-        "/sysroot/ostree/bootc/storage",
-        "/sysroot/composefs/bootc/storage",
-    ]
-)
-
-_CONFIGURATIONS = ("etc/containers/storage.conf", "usr/share/containers/storage.conf")
 _STORE_OPTIONS = ("imagestore", "additionalimagestore")
 _PULLS_IN_SPITE = ("always", "newer", "ifnewer")
 _PULLS_ONLY_WHEN_ABSENT = ("missing", "ifmissing", "ifnotpresent", "never")
@@ -89,7 +78,7 @@ def pull_options(unit: Unit, expand: Expand) -> PullOptions:
 def use_problems(unit: Unit, expand: Expand, *, store_configured: bool) -> set[UseProblem]:
     """Why `unit` would not use the image in the bound store, judged by its files alone.
 
-    `store_configured`: storage.conf of the root names the bound store (`names_store`).
+    `store_configured`: storage.conf of the root names the bound store (`read_names_store`).
     """
     problems = set()
     if not _names_store(unit, expand, store_configured):
@@ -109,7 +98,7 @@ def _names_store(unit: Unit, expand: Expand, store_configured: bool) -> bool:
     # Options on the command line replace those of storage.conf, all of them.
     for option in options:
         key, _, stores = expand(option).partition("=")
-        if key.rpartition(".")[2].lower() in _STORE_OPTIONS and any(map(_is_store, stores.split(","))):
+        if key.rpartition(".")[2].lower() in _STORE_OPTIONS and any(map(is_bound_store, stores.split(","))):
             return True
     return False
 
@@ -144,28 +133,13 @@ def option_values(words: Sequence[str], option: str) -> Iterator[str]:
 
 def read_names_store(root: Root) -> bool:
     """Whether the storage.conf of `root` names the bound image store as an additional one."""
-    for path in _CONFIGURATIONS:
+    for path in CONFIGURATIONS:
         try:
-            return names_store(root.read_text(path))
+            return parse_storage(root.read_text(path)).names_bound_store
         except Unreadable as error:
             if not error.absent:
                 return False
     return False
-
-
-def names_store(text: str) -> bool:
-    """As `read_names_store`, for the text of a storage.conf. One that is not valid names nothing."""
-    try:
-        storage = tomllib.loads(text).get("storage", {})
-    except (tomllib.TOMLDecodeError, RecursionError):
-        return False
-    options = storage.get("options", {}) if isinstance(storage, dict) else {}
-    stores = options.get("additionalimagestores", []) if isinstance(options, dict) else []
-    return isinstance(stores, list) and any(isinstance(store, str) and _is_store(store) for store in stores)
-
-
-def _is_store(path: str) -> bool:
-    return posixpath.normpath(path) in STORES
 
 
 def _absolute(path: str) -> str:

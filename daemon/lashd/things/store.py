@@ -95,6 +95,12 @@ class Store:
             return path.read_bytes()
         return None
 
+    def arrived(self, image: StoredImage) -> float:
+        """When `image` came to the store or was last changed, in seconds since the epoch; 0 when that is unknown."""
+        with contextlib.suppress(OSError):
+            return (self.root / "overlay-images" / image.id).stat().st_mtime
+        return 0.0
+
     def spec(self, name: str) -> str:
         """How skopeo is told the image `name` of this store: `containers-storage:[overlay@ROOT+RUNROOT]NAME`.
 
@@ -122,9 +128,17 @@ class Store:
         """
         await store_write.remove_layer(self, layer)
 
+    async def tidy(self) -> None:
+        """Make whoever wrote the store clean up: incomplete layers go that nobody is writing at this moment."""
+        await store_write.tidy(self)
+
     async def give_name(self, image_ref: Reference, name: Reference) -> None:
         """Make `name` mean the image that `image_ref` names; another image that has the name loses it. Offline."""
         await store_write.give_name(self, image_ref, name)
+
+    async def drop_name(self, image: StoredImage, name: Reference) -> bool:
+        """Take the tag `name` away from `image`, unless it is its last name or somebody else's by now. Offline."""
+        return await store_write.drop_name(self, image, name)
 
     async def set_aside_damaged(self) -> tuple[Path, ...]:
         """Rename index files that cannot be read, so that the store can be filled again. Returns their new names."""

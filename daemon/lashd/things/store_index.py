@@ -7,6 +7,8 @@ Parsing takes bytes, reading files is the store's business. Of the index only wh
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -78,9 +80,10 @@ class StoreIndex:
     def __init__(self, images: Iterable[StoredImage] = (), layers: Iterable[StoredLayer] = ()) -> None:
         self.images = tuple(images)
         self.layers: Mapping[str, StoredLayer] = MappingProxyType({layer.id: layer for layer in layers})
-        self._by_name = {name: image for image in self.images for name in image.names}
+        real = [image for image in self.images if image.id != NOTHING_ID]
+        self._by_name = {name: image for image in real for name in image.names}
         self._by_digest: dict[tuple[str, str], StoredImage] = {}
-        for image in self.images:
+        for image in real:
             for repository in image.repositories:
                 for digest in image.digests:
                     self._by_digest.setdefault((repository, digest), image)
@@ -125,19 +128,25 @@ class StoreIndex:
 
     def standing_on(self, layer_ids: frozenset[str]) -> tuple[StoredImage, ...]:
         """Every image that has one of these layers in its chain, as far as the chain is known."""
-        return tuple(image for image in self.images if layer_ids & set(self._known_chain(image.top_layer)))
+        return tuple(image for image in self.images if layer_ids & set(self.known_chain(image.top_layer)))
 
     def orphans_on(self, layer_ids: frozenset[str]) -> tuple[StoredLayer, ...]:
         """Layers without an image and without a layer above, that are or stand on one of these layers."""
-        used = {layer for image in self.images for layer in self._known_chain(image.top_layer)}
+        used = {layer for image in self.images for layer in self.known_chain(image.top_layer)}
         parents = {layer.parent for layer in self.layers.values()}
         return tuple(
             layer
             for layer in self.layers.values()
-            if layer.id not in used and layer.id not in parents and layer_ids & set(self._known_chain(layer.id))
+            if layer.id not in used and layer.id not in parents and layer_ids & set(self.known_chain(layer.id))
         )
 
-    def _known_chain(self, top: str | None) -> list[str]:
+    def made_up(self, image: StoredImage) -> bool:
+        """Whether `image` is one that the store's writer made up (`made_up_config`), and could not remove any more."""
+        config = made_up_config(self.chain(image) or ())
+        return image.id in (hashlib.sha256(config).hexdigest(), NOTHING_ID)
+
+    def known_chain(self, top: str | None) -> list[str]:
+        """The layer `top` and what it stands on, topmost first, as far as the index knows it."""
         found: list[str] = []
         while top is not None and len(found) <= len(self.layers):
             found.append(top)
@@ -145,6 +154,18 @@ class StoreIndex:
             top = layer.parent if layer else None
         return found
 
+
+def made_up_config(chain: Iterable[StoredLayer]) -> bytes:
+    """The configuration of an image made of just these layers, topmost first, in order to be removed with them."""
+    diff_ids = [layer.uncompressed_digest for layer in reversed(tuple(chain))]
+    config = {"architecture": "unknown", "os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids}}
+    return json.dumps(config).encode()
+
+
+# An image of nothing: it takes a name away from another one, and is then removed with it. Should somebody be killed in
+# between, the name means nothing.
+NOTHING = made_up_config(())
+NOTHING_ID = hashlib.sha256(NOTHING).hexdigest()
 
 EMPTY = StoreIndex()
 
