@@ -198,3 +198,42 @@ async def test_changing_the_boot_order_cannot_be_cancelled(table: Jobs) -> None:
         job.cancel()
     assert caught.value.name is ErrorName.NOT_CANCELLABLE
     assert (await job.wait(1))[0] == "success"
+
+
+async def test_what_yields_makes_room_and_ends_first() -> None:
+    jobs = Jobs()
+    order: list[str] = []
+
+    async def own(job: Job) -> Outcome:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.05)
+            order.append("own ended")
+        return Outcome(False)
+
+    async def asked(job: Job) -> Outcome:
+        order.append("asked began")
+        return Outcome(True)
+
+    first, _ = jobs.start("restage", own, Initiator(0), {}, yields=True)
+    with pytest.raises(LashdError) as caught:
+        jobs.start("bind", own, Initiator(0), {}, yields=True)
+    assert caught.value.name is ErrorName.BUSY
+    await asyncio.sleep(0)
+    second, joined = jobs.start("upgrade", asked, Initiator(1), {})
+    # While the first one is still ending, the slot belongs to the second.
+    with pytest.raises(LashdError) as caught:
+        jobs.start("rollback", asked, Initiator(1), {})
+    assert caught.value.name is ErrorName.BUSY
+    assert "upgrade" in caught.value.message
+    assert not joined
+    assert (await second.wait(5))[0] == "success"
+    assert (first.result, order) == ("cancelled", ["own ended", "asked began"])
+    # Past the point of no return it does not yield.
+    third, _ = jobs.start("restage", own, Initiator(0), {}, yields=True)
+    await asyncio.sleep(0)
+    third.protect()
+    with pytest.raises(LashdError):
+        jobs.start("upgrade", asked, Initiator(1), {})
+    await jobs.stop()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
@@ -14,11 +15,17 @@ import pytest
 
 from lashd.running.jobs import Initiator, Job
 from lashd.running.service import Service
-from lashd.things.host import find_host
+from lashd.things.host import Fetched, find_host
+from lashd.things.ostree.lockfile import LOCK, STAGING, Lock, read_lock, write_lock
+from lashd.things.store import Store
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
+from lashd.words.model import Deployment, HostImage
 from tests.bench.service import furnish, settings_below
+from tests.running.test_walk import StagingBackend
+from tests.support.images import build, files
 from tests.support.registry import Registry
+from tests.support.stores import remove_layer_directory
 
 SCHEMA = json.loads((Path(__file__).resolve().parents[2] / "docs/describe.schema.json").read_text())
 ROOT = Initiator(0)
@@ -119,3 +126,102 @@ async def test_images_are_merged_over_deployments(service: Service, furnished: t
     assert [image["used-by"] for image in images] == [[furnished[1]]] * 3
     assert all(image["usable"] is True and len(image["units"]) == 1 for image in images), images
     assert len(service.deployments()[0]["references"]) == 3
+
+
+# A staging that does not come to its end
+
+
+class FailingBackend(StagingBackend):
+    """Stages as a booted host does: the hold is set first. `ends` says what happens before anything is staged."""
+
+    def __init__(self, settings: Settings, ends: Exception | None = None) -> None:
+        super().__init__(settings)
+        self.ends = ends
+        self.staging = asyncio.Event()
+
+    async def stage(self, fetched: Fetched, image: HostImage) -> Deployment:
+        # Somebody else's hold is left alone.
+        write_lock(self.run, Lock(STAGING))
+        self.staging.set()
+        if self.ends is not None:
+            raise self.ends
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+def publish_newer(registry: Registry) -> None:
+    tree = {"usr/lib/modules/2/vmlinuz": "kernel", "usr/lib/modules/2/initramfs.img": "initramfs"}
+    registry.push("bench/os", build([files(tree)]), tag="1")
+
+
+REFUSED = LashdError(ErrorName.HOST_COMMAND_FAILED, "ostree could not do it.")
+MISTAKE = KeyError("a mistake of ours")
+CANCELLED = None
+
+
+@pytest.mark.parametrize(
+    ("ends", "foreign"),
+    [(REFUSED, False), (REFUSED, True), (MISTAKE, False), (CANCELLED, False), (CANCELLED, True)],
+)
+async def test_a_staging_that_fails_leaves_no_hold_of_ours(
+    furnished: tuple[Settings, str], registry: Registry, ends: Exception | None, foreign: bool
+) -> None:
+    backend = FailingBackend(furnished[0], ends)
+    service = Service(furnished[0], backend)
+    await service.start()
+    if foreign:
+        (backend.run / LOCK).touch()
+    publish_newer(registry)
+    job, _ = service.upgrade({}, ROOT)
+    async with asyncio.timeout(30):
+        await backend.staging.wait()
+    if ends is None:
+        assert read_lock(backend.run) == (Lock() if foreign else Lock(STAGING))
+        job.cancel()
+    await job.wait(30)
+    assert job.result == ("cancelled" if ends is None else "failed"), job.error_message
+    assert read_lock(backend.run) == (Lock() if foreign else None)
+    await service.stop()
+
+
+async def test_the_end_of_the_daemon_ends_a_staging_and_its_hold(
+    furnished: tuple[Settings, str], registry: Registry
+) -> None:
+    backend = FailingBackend(furnished[0])
+    service = Service(furnished[0], backend)
+    await service.start()
+    publish_newer(registry)
+    job, _ = service.upgrade({}, ROOT)
+    async with asyncio.timeout(30):
+        await backend.staging.wait()
+    await service.stop()
+    assert (job.result, read_lock(backend.run)) == ("cancelled", None)
+
+
+class HoldingBackend(StagingBackend):
+    """Stages what is installed already, held from the first instant on."""
+
+    async def stage(self, fetched: Fetched, image: HostImage) -> Deployment:
+        write_lock(self.run, Lock(STAGING))
+        (self.staged,) = (one.key for one in self.deployments())
+        write_lock(self.run, Lock(self.staged))
+        return self.deployments()[0]
+
+
+async def test_what_has_been_staged_stays_held_when_its_images_cannot_be_fetched(
+    furnished: tuple[Settings, str], registry: Registry
+) -> None:
+    settings, key = furnished
+    backend = HoldingBackend(settings)
+    service = Service(settings, backend)
+    await service.start()
+    publish_newer(registry)
+    remove_layer_directory(
+        Store(settings.store, settings.store_run, settings.host.sysroot), f"{registry.address}/bench/app1:1"
+    )
+    shutil.rmtree(registry.storage / "docker/registry/v2/repositories/bench/app1")
+    job = await ended(service.upgrade({}, ROOT))
+    assert (job.result, job.error_name) == ("failed", "NotFound"), job.error_message
+    assert (backend.staged, read_lock(backend.run)) == (key, Lock(key))
+    assert backend.deployments()[0].locked
+    await service.stop()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Jobs: one running or finished operation each, with its progress, its result and the slot that it holds.
 
-A job that changes the host takes the only slot there is. The same request while it runs joins it; another one is Busy.
+A job that changes the host takes the only slot there is. The same request while it runs joins it; another one is Busy,
+unless the holder yields: what the daemon does by itself never keeps a person waiting.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -67,6 +68,7 @@ class Job:
         self.options = dict(options)
         self.created = int(time.time())
         self.slot = slot
+        self.yields = False  # it is cancelled when another job needs the slot
         self.state = "waiting"
         self.cancellable = True
         self.result = ""
@@ -95,6 +97,10 @@ class Job:
     @property
     def active(self) -> bool:
         return self.state != "done"
+
+    @property
+    def ending(self) -> bool:
+        return self.state == "cancelling"
 
     def report(self, event: Event) -> None:
         """The progress callback that the steps get."""
@@ -139,6 +145,10 @@ class Job:
     def start(self, work: Work) -> None:
         self._task = asyncio.create_task(self._run(work), name=f"job {self.id} {self.kind}")
         self._task.add_done_callback(self._ended)
+
+    async def ended(self) -> None:
+        """Wait for its end, however it comes."""
+        await self._done.wait()
 
     async def stop(self) -> None:
         """End the job because the daemon ends, whatever it is doing."""
@@ -238,11 +248,19 @@ class Jobs:
             getattr(listener, event)(*arguments)
 
     def start(
-        self, kind: str, work: Work, initiator: Initiator, options: Mapping[str, Any], *, slot: bool = True
+        self,
+        kind: str,
+        work: Work,
+        initiator: Initiator,
+        options: Mapping[str, Any],
+        *,
+        slot: bool = True,
+        yields: bool = False,
     ) -> tuple[Job, bool]:
         """Start a job, or join the one that does the same: (job, joined).
 
         Raises Busy, naming the holder, when another job holds the slot; `slot=False` is for jobs that change nothing.
+        A job that `yields` is cancelled for one that does not, which begins when it has ended.
         """
         wanted = _identity(options)
         key = options.get("idempotency-key")
@@ -251,8 +269,10 @@ class Jobs:
                 (job.active and _identity(job.options) == wanted) or (key and job.options.get("idempotency-key") == key)
             ):
                 return job, True
-        holder = self.active
-        if slot and holder is not None:
+        holders = [job for job in self._jobs.values() if job.active and job.slot] if slot else []
+        staying = [job for job in holders if yields or not job.yields or not (job.cancellable or job.ending)]
+        if staying:
+            holder = staying[0]
             raise LashdError(
                 ErrorName.BUSY,
                 f"Job {holder.id} ({holder.kind}, asked for by user {holder.initiator.uid}"
@@ -260,10 +280,13 @@ class Jobs:
                 f"wait for it or cancel it with 'lashctl jobs --cancel {holder.id}'.",
             )
         job = Job(self._next, kind, initiator, options, self, slot=slot)
+        job.yields = yields
         self._next += 1
         self._jobs[job.id] = job
         self.tell("job_new", job)
-        job.start(work)
+        for holder in holders:
+            holder.cancel()
+        job.start(_after(holders, work) if holders else work)
         return job, False
 
     def finished(self, job: Job) -> None:
@@ -280,6 +303,15 @@ class Jobs:
     def _remove(self, job: Job) -> None:
         if self._jobs.pop(job.id, None) is not None:
             self.tell("job_removed", job)
+
+
+def _after(others: Sequence[Job], work: Work) -> Work:
+    async def later(job: Job) -> Outcome:
+        for other in others:
+            await other.ended()
+        return await work(job)
+
+    return later
 
 
 def _identity(options: Mapping[str, Any]) -> dict[str, Any]:

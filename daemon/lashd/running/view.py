@@ -7,11 +7,13 @@ not worked out again.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lashd.running.walk import is_known
 from lashd.steps.decide import Decision, decide
 from lashd.steps.discover import discover
 from lashd.steps.record import Records
@@ -80,6 +82,21 @@ class View:
             read = _Read(now, read.found if read is not None and read.found == found else found)
             self._discoveries[deployment.key] = read
         return read.found
+
+    async def learn(self, deployment: Deployment) -> None:
+        """Find out what `deployment` binds, beside the event loop, so that `discovery` has it at hand."""
+        if deployment.key not in self._discoveries:
+            found = await asyncio.to_thread(discover, deployment.root)
+            self._discoveries.setdefault(deployment.key, _Read(time.monotonic(), found))
+
+    def is_broken(self, deployment: Deployment) -> bool:
+        """Whether something that the running `deployment` is known to be bound to is not there, or not by its name."""
+        record, vouched = self._records.get(deployment.key), self._vouched()
+        return any(
+            is_known(image, record)
+            and classify(image, record, self._store, vouched, named=True)[0] is not ImageState.PRESENT
+            for image in self.discovery(deployment).images
+        )
 
     def decision(self, deployment: Deployment) -> Decision:
         """May this deployment be finalised, by what the store holds now?"""

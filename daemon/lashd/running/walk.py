@@ -17,18 +17,30 @@ from typing import Any
 from lashd.steps import pull as pulling
 from lashd.steps.decide import decide
 from lashd.steps.discover import discover
+from lashd.steps.names import Digests, digests_of, give_names, held_names, name_in_store
 from lashd.steps.plan import ATTEMPTS, LONGEST_DELAY, require_resolved, require_space
 from lashd.steps.plan import plan as make_plan
 from lashd.steps.record import Records
 from lashd.steps.schedule import delay
+from lashd.steps.shutdowns import Shutdowns
 from lashd.steps.verify import classify, mend, repair, verify
 from lashd.things.host import HostBackend
 from lashd.things.store import Store
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
-from lashd.words.model import Deployment, Discovery, HostImage, ImageState, Plan, Record, RecordedImage, Role
+from lashd.words.model import (
+    BoundImage,
+    Deployment,
+    Discovery,
+    HostImage,
+    ImageState,
+    Order,
+    Plan,
+    Record,
+    RecordedImage,
+    Role,
+)
 from lashd.words.progress import Report, Stage, StageStarted
-from lashd.words.reference import Reference
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +80,7 @@ class Walk:
                 return None
             fetched = await self.backend.fetch(followed.image, expected_digest=newest, report=report)
             staged = await self.backend.stage(fetched, followed.image)
-        elif not staged.locked and self._released(staged):
+        elif self._needs_no_release(staged) and self._released(staged):
             return None
         bound = await self.bind(staged, report)
         return {
@@ -78,26 +90,31 @@ class Walk:
             **plan_facts(bound.plan),
         }
 
-    async def bind(self, deployment: Deployment, report: Report) -> Bound:
+    async def bind(self, deployment: Deployment, report: Report, *, known_only: bool = False) -> Bound:
         """Make every bound image of `deployment` present and verified, record it, and release it when it is staged.
 
-        Raises BoundImageInvalid when an entry cannot be used, after the good ones were bound.
+        With `known_only` images of which nobody knows the digest are left alone: no registry is asked what a name
+        means. Raises BoundImageInvalid when an entry cannot be used, after the good ones were bound.
         """
         staged = Role.STAGED in deployment.roles
         if staged:
             report(StageStarted(Stage.HOLD))
-            await self.backend.hold(deployment)
+            await self._hold(deployment)
         report(StageStarted(Stage.DISCOVER))
         found = await asyncio.to_thread(discover, deployment.root)
         record = self.records.get(deployment.key)
+        if known_only:
+            found = Discovery(tuple(image for image in found.images if is_known(image, record)), found.bad)
+        held = await asyncio.to_thread(held_names, deployment, self.backend.deployments(), self.records)
         # A damaged store is mended at most once: what is still damaged after that is a disk that cannot be trusted.
-        plan, images, changed = await self._fetch(found, record, report)
+        ask = self._is_new(deployment)
+        plan, images, changed = await self._fetch(found, record, held, report, ask=ask)
         if images is None:
             await repair(plan.images, self.store, self._vouched())
-            plan, images, _ = await self._fetch(found, record, report, last=True)
+            plan, images, _ = await self._fetch(found, record, held, report, ask=ask, last=True)
             changed = True
         assert images is not None
-        changed |= await self._give_names(deployment, plan)
+        changed |= await give_names(self.store, found.images, digests_of(plan), held)
         report(StageStarted(Stage.RECORD))
         new = Record(deployment.key, deployment.digest, images, int(time.time()))
         if record is None or (record.images, record.host_digest) != (new.images, new.host_digest):
@@ -111,7 +128,14 @@ class Walk:
         return Bound(new, plan, changed)
 
     async def _fetch(
-        self, found: Discovery, record: Record | None, report: Report, *, last: bool = False
+        self,
+        found: Discovery,
+        record: Record | None,
+        held: Digests,
+        report: Report,
+        *,
+        ask: bool,
+        last: bool = False,
     ) -> tuple[Plan, tuple[RecordedImage, ...] | None, bool]:
         """Plan, pull and verify: (plan, what to record, whether the store changed).
 
@@ -120,12 +144,21 @@ class Walk:
         mended = await mend(self.store)
         for sentence in mended:
             log.warning("%s", sentence)
-        plan = await make_plan(found.images, store=self.store, record=record, settings=self.settings, report=report)
+        # What a deployment that is not new has run with is what its names mean here, and not in the registry by now.
+        plan = await make_plan(
+            found.images, store=self.store, record=record, settings=self.settings, refresh=ask, report=report
+        )
         require_space(plan)
         vouched, fresh = self._vouched(), frozenset[str]()
         if plan.absent:
             before = frozenset(self.store.index().layers)
-            await pulling.pull(plan, store=self.store, settings=self.settings, report=report)
+            await pulling.pull(
+                plan,
+                store=self.store,
+                settings=self.settings,
+                names=lambda image: name_in_store(image, self.store.index(), held),
+                report=report,
+            )
             fresh = frozenset(self.store.index().layers) - before
         # Only now: what could be found out has been fetched, and the next run need not do that.
         require_resolved(plan)
@@ -137,35 +170,6 @@ class Walk:
             log.warning("%s", error.message)
             return plan, None, True
         return plan, images, bool(mended or plan.absent)
-
-    async def _give_names(self, deployment: Deployment, plan: Plan) -> bool:
-        """Give floating references of `deployment` their meaning in the store, where they do not have it yet.
-
-        Not those that the running system binds, too: what its names mean must not change under it.
-        """
-        held: frozenset[str] = frozenset()
-        booted = self.deployment(Role.BOOTED)
-        if booted is not None and booted.key != deployment.key:
-            running = await asyncio.to_thread(discover, booted.root)
-            held = frozenset(str(name) for image in running.images for name in (image.reference, *image.names))
-        changed = False
-        for image in plan.images:
-            for reference in dict.fromkeys(bound.reference for bound in image.bound):
-                index = self.store.index()
-                wanted = index.image_with_digest(reference.name, image.digest)
-                holder = index.image_named(reference)
-                if reference.pinned or wanted is None or (holder is not None and holder.id == wanted.id):
-                    continue
-                if holder is not None:
-                    if str(reference) in held:
-                        continue
-                    # An image without any name could not be found by its digest either, by whoever is bound to it.
-                    await self.store.give_name(reference, kept_name(reference, holder.digest))
-                await self.store.give_name(reference.at(image.digest), reference)
-                changed = True
-        if changed:
-            await self.store.sync()
-        return changed
 
     def _vouched(self) -> frozenset[str]:
         """Layers that need no reading: a record vouches for just the copies that are in the store."""
@@ -180,6 +184,7 @@ class Walk:
             store=self.store,
             record=self.records.get(deployment.key),
             settings=self.settings,
+            refresh=self._is_new(deployment),
             report=report,
         )
         require_resolved(plan)
@@ -244,6 +249,10 @@ class Walk:
     def deployment(self, role: Role) -> Deployment | None:
         return next((deployment for deployment in self.backend.deployments() if role in deployment.roles), None)
 
+    def _is_new(self, deployment: Deployment) -> bool:
+        """Whether nothing has ever run with what its names mean. On a sysroot that is not booted nothing ever did."""
+        return Role.STAGED in deployment.roles or self.deployment(Role.BOOTED) is None
+
     def _followed(self) -> Deployment:
         """The deployment whose image an upgrade follows: as with bootc, the staged one's, else the booted one's."""
         for role in (Role.STAGED, Role.BOOTED):
@@ -271,7 +280,30 @@ class Walk:
         record, vouched = self.records.get(deployment.key), self._vouched()
         return {image.unit: classify(image, record, self.store, vouched)[0] for image in found.images}
 
+    def order(self, deployment: Deployment) -> Order | None:
+        """What an operator said about the staged `deployment`, if anything."""
+        order = Shutdowns(self.settings.paths.state, self.settings.paths.run).order()
+        return order if order is not None and order.is_for(deployment) else None
+
+    async def _hold(self, staged: Deployment) -> None:
+        order = self.order(staged)
+        if (order is not None and order.hold) or (order is None and self.settings.gate.policy == "hold"):
+            await self.backend.hold(staged)
+        elif self.backend.holds(staged) and not (staged.declared or staged.foreign_lock):
+            # Our own staging is held from its first instant on, whoever wants it so or not.
+            await self.backend.release(staged)
+
+    def _needs_no_release(self, staged: Deployment) -> bool:
+        """Whether a bind of the staged deployment would not end in declaring it ready."""
+        order = self.order(staged)
+        if staged.declared or staged.foreign_lock or (order is not None and order.hold):
+            return True
+        return self.settings.gate.policy != "hold" and not staged.locked
+
     async def _release(self, deployment: Deployment, found: Discovery, record: Record) -> bool:
+        order = self.order(deployment)
+        if order is not None:
+            return False
         self._require_release(deployment, found, record)
         now = self.deployment(Role.STAGED)
         if now is None or now.key != deployment.key:
@@ -280,7 +312,10 @@ class Walk:
                 "Another deployment was staged while this one was being bound; it was not released. Try again.",
                 retryable=True,
             )
-        if not now.locked:
+        if now.foreign_lock:
+            log.info("%s is complete, and stays held by somebody else", deployment.key)
+            return False
+        if now.declared or (not now.locked and self.settings.gate.policy != "hold"):
             return False
         await self.backend.release(deployment)
         try:
@@ -297,9 +332,9 @@ class Walk:
             raise LashdError(ErrorName.HELD, " ".join(sentence for _code, sentence in decision.reasons))
 
 
-def kept_name(reference: Reference, digest: str) -> Reference:
-    """The tag under which an image stays in the store whose own tag has moved on to another one."""
-    return Reference(reference.domain, reference.path, f"lashd-{digest.rpartition(':')[2][:32]}")
+def is_known(image: BoundImage, record: Record | None) -> bool:
+    """Whether it is known by digest what `image` is to mean, without asking a registry."""
+    return image.reference.pinned or (record is not None and record.image(str(image.reference)) is not None)
 
 
 def refuse_bad(found: Discovery, deployment: Deployment) -> None:

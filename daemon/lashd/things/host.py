@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from lashd.words.config import Settings
-from lashd.words.model import Deployment, HostImage
+from lashd.words.model import Deployment, HostImage, Owed
 from lashd.words.progress import Report
 
 
@@ -25,6 +26,14 @@ class Fetched:
     dropped: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """How a deployment was staged: the content of its origin file, and its kernel arguments if they were given."""
+
+    origin: str
+    kargs: tuple[str, ...] | None = None
+
+
 class HostBackend(Protocol):
     """One kind of host. What changes the host needs uid 0 and raises LashdError; what looks at it never does.
 
@@ -36,6 +45,33 @@ class HostBackend(Protocol):
 
     def deployments(self) -> tuple[Deployment, ...]:
         """In boot order, a staged one first. Read from files: no lock, no process; what cannot be read is left out."""
+        ...
+
+    def unlisted(self) -> tuple[Deployment, ...]:
+        """Deployments that lie on the disk and that nothing else tells of. Raises StoreDamaged when that is unknown."""
+        ...
+
+    def watched(self) -> tuple[Path, ...]:
+        """Directories in which something changes when the answer of `deployments` does; they need not exist."""
+        ...
+
+    def staging(self, deployment: Deployment) -> Staging:
+        """How the staged `deployment` was staged. Read from files."""
+        ...
+
+    def holds(self, deployment: Deployment) -> bool:
+        """Whether lashd's own hold is set, for just the staged `deployment`; one that is declared ready counts."""
+        ...
+
+    def nextroot(self) -> str | None:
+        """Key of the deployment that a soft reboot would bring up, None when none is prepared; `unknown` for another.
+
+        Read from files.
+        """
+        ...
+
+    def take_down(self) -> None:
+        """Forget what a soft reboot would bring up: it then starts the running system again. Raises OSError."""
         ...
 
     async def check(self, image: HostImage) -> str:
@@ -56,6 +92,14 @@ class HostBackend(Protocol):
         """
         ...
 
+    async def restage(self, owed: Owed, report: Report) -> Deployment:
+        """Stage what was lost once more, as it was staged, and held from its first instant on.
+
+        Needs no network while its commit is here; else the image is fetched, by its digest. Raises Busy when something
+        is staged already, NotFound when it is gone and nothing says where it came from, and what `fetch` raises.
+        """
+        ...
+
     async def recover(self) -> None:
         """Put right what a daemon that was killed left: a hold of ours on nothing. To be called once, at the start."""
         ...
@@ -65,7 +109,7 @@ class HostBackend(Protocol):
         ...
 
     async def release(self, deployment: Deployment) -> None:
-        """Take lashd's own hold from the staged `deployment`.
+        """Declare the staged `deployment` ready: lashd's hold stays until the gate at shutdown has looked itself.
 
         Raises NothingStaged; DigestMismatch when another one is staged; Held when somebody else holds it.
         """

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,16 @@ from lashd.things.ostree.backend import OstreeBackend
 from lashd.things.ostree.client import Worker
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
-from lashd.words.model import Deployment, HostImage
+from lashd.words.model import Deployment, HostImage, Owed
 from lashd.words.progress import ignore
 from tests.support.host import ACCEPT_ALL, REJECT_ALL, write_root
+from tests.support.images import build, files
+from tests.support.registry import Registry
 from tests.things.ostree.conftest import Host, needs_root
 from tests.things.ostree.images import BASE, file, write_image
 
 pytestmark = needs_root
+IN_ORIGIN = "container-image-reference=ostree-unverified-registry"
 
 
 async def install(host: Host, tag: str, *extra: str) -> Deployment:
@@ -189,3 +193,23 @@ async def test_check(host: Host) -> None:
     assert await host.backend.check(host.image("v1")) == digest
     assert host.backend.space() > 0
     assert host.backend.kind == "ostree"
+
+
+async def test_what_was_lost_is_fetched_by_its_digest(host: Host, registry: Registry) -> None:
+    """Its commit is gone and its tag means another image by now."""
+    kernel = {"usr/lib/modules/1/vmlinuz": b"kernel", "usr/lib/modules/1/initramfs.img": b"initramfs"}
+    first, second = (build([files({"usr/version": text.encode(), **kernel})]) for text in ("1", "2"))
+    write_root(host.settings.paths.root, insecure=[registry.address])
+    registry.push("host", first, "stable")
+    registry.push("host", second, "stable")
+    image = f"{registry.address}/host:stable"
+    owed = Owed("x.0", "default", "0" * 64, first.digest, f"[origin]\n{IN_ORIGIN}:{image}\n", "boot", 1)
+    commit = await host.backend._fetch_again(owed, ignore)
+    assert host.ostree("cat", commit, "/usr/version") == "1"
+    for lost, name in (
+        (replace(owed, origin="[origin]\nrefspec=os/x\n"), ErrorName.NOT_FOUND),
+        (replace(owed, digest="sha256:" + "1" * 64), ErrorName.NOT_FOUND),
+    ):
+        with pytest.raises(LashdError) as caught:
+            await host.backend._fetch_again(lost, ignore)
+        assert caught.value.name is name

@@ -35,7 +35,7 @@ def look(name):
         [one.version, sorted(map(str, one.roles)), one.locked] for one in OstreeBackend(Settings()).deployments()
     ]
     lock = read_lock(RUN)
-    said[name + " lock"] = lock and [lock.deployment, lock.with_key]
+    said[name + " lock"] = lock and [lock.deployment, lock.with_key, lock.ready]
 
 async def refused(change):
     try:
@@ -84,6 +84,10 @@ BOOTED_1 = ["1", ["booted"], False]
 
 
 def test_the_walk_of_a_host(host: Host, host_images: HostImages, host_registry: Registry) -> None:
+    # By itself: neither the daemon nor whoever else holds is to have a hand in it, in this boot and the next ones.
+    host.run("systemctl", "mask", "--now", "lashd.service", "lashd-hold.path", "lashd-gate.service")
+    drop_in = "/etc/systemd/system/ostree-finalize-staged.service.d"
+    host.run("sh", "-c", f"mkdir -p {drop_in} && ln -s /dev/null {drop_in}/50-lashd.conf && systemctl daemon-reload")
     publish(host_registry, host_images.second)
     said = run(
         host,
@@ -134,15 +138,15 @@ look("dropped")
     assert said["root"]
     assert said["origin"] == "example.com/other:1"
     assert said["staged"] == [["2", ["staged"], True], BOOTED_1]
-    assert said["staged lock"] == [second, True]
+    assert said["staged lock"] == [second, True, False]
     assert said["hold another"] == said["release another"] == "DigestMismatch"
     assert said["roll back"] == "WouldDropStaged"
     assert said["discard booted"] == "InvalidArgument"
     assert said["refused"] == said["staged"]
     assert said["released"] == [["2", ["staged"], False], BOOTED_1]
-    assert said["released lock"] is None
+    assert said["released lock"] == [second, False, True]
     assert said["held"] == [["2", ["staged"], True], BOOTED_1]
-    assert said["held lock"] == [second, False]
+    assert said["held lock"] == [second, False, False]
     assert said["release of another's key"] == said["release of another's file"] == "Held"
     assert said["discarded"] == [BOOTED_1]
     assert said["discarded lock"] is None
@@ -159,7 +163,8 @@ look("dropped")
     run(host, stage + "await backend.stage(fetched, image)")
     host.reboot()
     assert run(host, "look('now')")["now"] == [BOOTED_1]
-    run(host, stage + "await backend.release(await backend.stage(fetched, image))")
+    # The gate would look now, and take the lock away.
+    run(host, stage + "await backend.release(await backend.stage(fetched, image))\n(RUN / LOCK).unlink()")
     host.reboot()
     assert run(host, "look('now')")["now"] == [["2", ["booted"], False], ["1", ["rollback"], False]]
     said = run(host, "said['back'] = await backend.roll_back(backend.deployments()[1])\nlook('now')")

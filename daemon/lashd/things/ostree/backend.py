@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 
-from lashd.things.host import Fetched
-from lashd.things.ostree import names
+from lashd.things.host import Fetched, Staging
+from lashd.things.ostree import names, nextroot
+from lashd.things.ostree.checkouts import unlisted
 from lashd.things.ostree.client import Worker, require_root
 from lashd.things.ostree.deployments import OstreeSysroot
+from lashd.things.ostree.facts import parse_origin, read, staged_arguments
 from lashd.things.ostree.fetch import ImageFetch, OpenProxy
 from lashd.things.ostree.image import check_signature_rule
-from lashd.things.ostree.lockfile import Lock, read_lock, remove_lock, write_lock
+from lashd.things.ostree.lockfile import NOTE, STAGED, Lock, read_lock, remove_lock, write_lock
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.files import sync_filesystem
-from lashd.words.model import Deployment, HostImage, Role
+from lashd.words.model import Deployment, HostImage, Owed, Role
 from lashd.words.progress import Report
 
 
@@ -42,6 +45,30 @@ class OstreeBackend:
     def deployments(self) -> tuple[Deployment, ...]:
         return self._sysroot.deployments()
 
+    def unlisted(self) -> tuple[Deployment, ...]:
+        return unlisted(self._settings.host.sysroot, self.deployments())
+
+    def watched(self) -> tuple[Path, ...]:
+        return (self._settings.paths.ostree_run, *self._sysroot.watched())
+
+    def staging(self, deployment: Deployment) -> Staging:
+        origin = read(deployment.root.with_name(deployment.root.name + ".origin")).decode("utf-8", "replace")
+        # Should it have been replaced just now, whoever asks is told so soon.
+        return Staging(origin, staged_arguments(read(self._settings.paths.ostree_run / STAGED)))
+
+    def holds(self, deployment: Deployment) -> bool:
+        try:
+            present = read_lock(self._settings.paths.ostree_run)
+        except OSError:
+            return False
+        return present is not None and present.deployment == deployment.key
+
+    def nextroot(self) -> str | None:
+        return nextroot.prepared(self._settings.paths.ostree_run, self.deployments())
+
+    def take_down(self) -> None:
+        nextroot.take_down(self._settings.paths.ostree_run)
+
     def space(self) -> int:
         found = os.statvfs(self._sysroot.repository)
         return found.f_bavail * found.f_frsize
@@ -52,7 +79,10 @@ class OstreeBackend:
             opened = await proxy.open(names.skopeo_name(image.transport, image.reference))
             return (await proxy.manifest(opened))[0]
 
-    async def fetch(self, image: HostImage, *, expected_digest: str | None, report: Report) -> Fetched:
+    async def fetch(
+        self, image: HostImage, *, expected_digest: str | None, report: Report, by_digest: bool = False
+    ) -> Fetched:
+        """As in HostBackend; `by_digest` asks for `expected_digest`, whatever the name means now."""
         check_signature_rule(image, self._settings.paths.root)
         fetch = ImageFetch(
             self._settings,
@@ -63,7 +93,7 @@ class OstreeBackend:
             report=report,
             free=self.space,
         )
-        commit, digest, dropped = await fetch.run(expected_digest)
+        commit, digest, dropped = await fetch.run(expected_digest, by_digest=by_digest)
         # libostree syncs objects, but not the refs that name them.
         await asyncio.to_thread(sync_filesystem, self._sysroot.repository)
         following = self.deployments()
@@ -83,11 +113,31 @@ class OstreeBackend:
         )
         return self._by_key(key)
 
+    async def restage(self, owed: Owed, report: Report) -> Deployment:
+        commit = owed.checksum
+        if self._sysroot.commit(commit).timestamp is None:
+            commit = await self._fetch_again(owed, report)
+        key = await self._worker.change(
+            "restage", commit=commit, origin=owed.origin, stateroot=owed.stateroot, kargs=owed.kargs
+        )
+        return self._by_key(key)
+
+    async def _fetch_again(self, owed: Owed, report: Report) -> str:
+        image, _ = parse_origin(owed.origin)
+        if image is None or not owed.digest:
+            raise LashdError(
+                ErrorName.NOT_FOUND,
+                f"The commit {owed.checksum} of the deployment that a reboot has lost is gone, and its origin names no "
+                "image to fetch it from; stage it again by hand.",
+            )
+        return (await self.fetch(image, expected_digest=owed.digest, report=report, by_digest=True)).checksum
+
     async def recover(self) -> None:
         present = read_lock(self._settings.paths.ostree_run)
         # Killed between holding and staging. What somebody else stages next is not ours to hold by accident.
         if present is not None and present.ours and self._staged() is None:
             remove_lock(self._settings.paths.ostree_run)
+        self._recover_key()
 
     async def hold(self, deployment: Deployment) -> None:
         require_root()
@@ -112,6 +162,16 @@ class OstreeBackend:
     async def prune(self, keep: tuple[Fetched, ...] = ()) -> int:
         freed = await self._worker.change("prune", keep=[fetched.checksum for fetched in keep])
         return int(freed["bytes"])
+
+    def _recover_key(self) -> None:
+        run, staged = self._settings.paths.ostree_run, self._staged()
+        commit = read(run / NOTE).decode("ascii", "replace")
+        if staged is not None and staged.checksum == commit and staged.foreign_lock:
+            present = read_lock(run)
+            if present is None or present.is_for(staged.key):
+                write_lock(run, Lock(staged.key, with_key=True))
+        if commit:
+            (run / NOTE).unlink(missing_ok=True)
 
     def _staged(self) -> Deployment | None:
         return next((one for one in self.deployments() if Role.STAGED in one.roles), None)

@@ -65,9 +65,11 @@ class ImageFetch:
         self._announced = False
         self._parallel = asyncio.Semaphore(min(4, max(2, os.cpu_count() or 1)))
 
-    async def run(self, expected_digest: str | None) -> tuple[str, str, tuple[str, ...]]:
-        """(commit, manifest digest, what was dropped). Raises LashdError."""
+    async def run(self, expected_digest: str | None, *, by_digest: bool = False) -> tuple[str, str, tuple[str, ...]]:
+        """(commit, manifest digest, what was dropped). With `by_digest` the tag is not asked. Raises LashdError."""
         pull = self._settings.pull
+        if by_digest:
+            self._digest = expected_digest
         while True:
             try:
                 return await self._once(expected_digest)

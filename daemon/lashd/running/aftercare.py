@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is left to do once a host has come up well: give back the right to reboot, clean up, let go of barred units."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from lashd.words import files
+from lashd.words.errors import LashdError
+from lashd.words.run import run
+
+log = logging.getLogger(__name__)
+
+# Between two looks while the boot still goes on, or something is missing.
+LOOK_SECONDS = 10.0
+_TIMEOUT = 20.0
+_COMING_UP = ("initializing", "starting", "")
+# Who judges a boot where it is installed; a boot that it calls bad is about to be rolled back.
+_JUDGE = "greenboot-healthcheck.service"
+
+
+class Aftercare:
+    """`complete` says whether all images of the booted deployment are there, and `checksum` names it, empty for none.
+
+    `steady` is called once, as soon as the boot is a good one. `collect` is called once for each new deployment, at
+    its first good boot; what it raises is tried again. `mend` is called at each look while everything is there.
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        *,
+        checksum: Callable[[], str],
+        complete: Callable[[], bool],
+        steady: Callable[[], Awaitable[None]],
+        collect: Callable[[], object] | None,
+        mend: Callable[[], Awaitable[None]],
+        look_seconds: float = LOOK_SECONDS,
+    ) -> None:
+        self._noted = state / "good-boot"
+        self._checksum = checksum
+        self._complete = complete
+        self._steady = steady
+        self._collect = collect
+        self._mend = mend
+        self._seconds = look_seconds
+
+    async def run(self) -> None:
+        """Returns when nothing is left to do in this boot."""
+        await self._until(self._good)
+        await self._safely(self._mend())
+        await self._safely(self._steady())
+        await self._until(lambda: self._safely(self._clean_up()))
+
+    async def _until(self, done: Callable[[], Awaitable[bool]]) -> None:
+        for _ in itertools.count():
+            if await done():
+                return
+            await asyncio.sleep(self._seconds)
+
+    async def _good(self) -> bool:
+        try:
+            return bool(self._checksum()) and self._complete() and await came_up()
+        except (LashdError, OSError) as error:
+            log.debug("Whether this boot is a good one cannot be told yet: %s", error)
+            return False
+
+    async def _clean_up(self) -> None:
+        checksum = self._checksum()
+        if self._collect is None or await asyncio.to_thread(self._last) == checksum:
+            return
+        self._collect()
+        await asyncio.to_thread(self._note, checksum)
+
+    def _last(self) -> str:
+        try:
+            return files.read_small(self._noted, 256).decode("ascii", "replace").strip()
+        except (OSError, ValueError):
+            return ""
+
+    def _note(self, checksum: str) -> None:
+        self._noted.parent.mkdir(parents=True, exist_ok=True)
+        files.write_durably(self._noted, f"{checksum}\n".encode())
+
+    async def _safely(self, work: Awaitable[None]) -> bool:
+        try:
+            await work
+        except (LashdError, OSError) as error:
+            log.warning("After this boot not all could be done yet: %s", error)
+            return False
+        return True
+
+
+async def came_up(systemctl: str = "systemctl") -> bool:
+    """Whether the boot has come to its end, and whoever judges boots has not called it a bad one.
+
+    Without systemd there is nothing to wait for. Raises Timeout.
+    """
+    try:
+        done = await run([systemctl, "is-system-running"], timeout=_TIMEOUT)
+    except LashdError as error:
+        if error.retryable:
+            raise
+        return True
+    if done.stdout.decode(errors="replace").strip() in _COMING_UP:
+        return False
+    failed = await run([systemctl, "is-failed", "--quiet", _JUDGE], timeout=_TIMEOUT)
+    return failed.status != 0

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why a reboot now would not bring up what it should, in words: (code, sentence) pairs, the most important first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from lashd.running.jobs import Job
+from lashd.steps.decide import Decision
+from lashd.words.model import Deployment, Order, Owed, Passed, Verdict
+
+Reason = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """All that the reasons are made of. `order` is one that is in force; times are seconds since the epoch, 0 none."""
+
+    staged: Deployment | None = None
+    decision: Decision = field(default_factory=lambda: Decision(True))  # on the staged deployment
+    booted: Deployment | None = None
+    following: Deployment | None = None  # boots next without having been staged, and lacks images
+    missing: tuple[Reason, ...] = ()  # what `following` lacks
+    order: Order | None = None
+    owed: Owed | None = None
+    verdict: Verdict | None = None
+    boot: str = ""
+    job: Job | None = None
+    next_try: int = 0
+    restages: bool = True
+    holds: bool = True
+
+
+def reasons(now: Situation) -> list[Reason]:
+    """Empty when nothing stands in the way of the next system."""
+    found = list(_of_staged(now)) + list(_of_lost(now)) + list(_of_boot_order(now))
+    if found and now.job is not None:
+        found.append(("job-running", f"Job {now.job.id} ({now.job.kind}) is running."))
+    elif found and now.next_try:
+        found.append(("next-try", f"The next try is at {moment(now.next_try)}."))
+    if gate_ignored(now.verdict, now.booted, now.boot):
+        assert now.booted is not None
+        found.append(
+            (
+                "gate-ignored",
+                f"{_name(now.booted)} was held at the last shutdown and is running all the same; something let it pass "
+                "without its images having been verified.",
+            )
+        )
+    return found
+
+
+def gate_ignored(verdict: Verdict | None, booted: Deployment | None, boot: str) -> bool:
+    """Whether what was held at the last shutdown is running all the same."""
+    if verdict is None or booted is None or verdict.boot == boot:
+        return False
+    return verdict.result is Passed.HELD and verdict.deployment == booted.key
+
+
+def _of_staged(now: Situation) -> Iterable[Reason]:
+    staged, order, owed = now.staged, now.order, now.owed
+    if staged is None or (order is not None and not order.hold and not staged.foreign_lock):
+        return
+    if not staged.locked and now.decision.release:
+        return
+    found: list[Reason] = []
+    if staged.foreign_lock:
+        found.append(
+            (
+                "foreign-lock",
+                f"{_name(staged)} was locked by somebody else than lashd, who does not take that away; "
+                "'ostree admin lock-finalization --unlock' does.",
+            )
+        )
+    if order is not None and order.hold:
+        why = f": {order.reason}" if order.reason else ""
+        found.append(
+            ("order-hold", f"User {order.uid} ordered at {moment(order.given)} that it is held back{why}. Release it.")
+        )
+    found += now.decision.reasons
+    if not now.holds and not found:
+        return
+    if not found:
+        found.append(("not-released", "All bound images are present, but it has not been declared ready yet."))
+    yield from found
+    if owed is not None and owed.deployment == staged.key:
+        yield "waiting", f"{_name(staged)} has been waiting since {moment(owed.since)}."
+        if owed.wasted:
+            yield "wasted-reboots", _wasted(owed)
+
+
+def _of_lost(now: Situation) -> Iterable[Reason]:
+    owed = now.owed
+    if now.staged is not None or owed is None or owed.boot == now.boot:
+        return
+    next_ = "it will be staged again" if now.restages else "stage it again; the settings say that lashd does not"
+    yield (
+        "lost",
+        f"The deployment {owed.deployment[:12]}, staged since {moment(owed.since)}, was lost at a reboot that did not "
+        f"bring it up: {next_}.",
+    )
+    if owed.wasted > 1:
+        yield "wasted-reboots", _wasted(owed)
+
+
+def _of_boot_order(now: Situation) -> Iterable[Reason]:
+    if now.following is not None:
+        yield (
+            "boot-order",
+            f"{_name(now.following)} was put first in the boot order without having been staged, and not all of its "
+            "bound images are there.",
+        )
+        if now.staged is None:
+            yield from now.missing
+
+
+def _wasted(owed: Owed) -> str:
+    reboots = "One reboot has" if owed.wasted == 1 else f"{owed.wasted} reboots in a row have"
+    return f"{reboots} not brought it up so far."
+
+
+def _name(deployment: Deployment) -> str:
+    shown = deployment.version or deployment.checksum[:12]
+    return f"Deployment {shown}"
+
+
+def moment(seconds: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))

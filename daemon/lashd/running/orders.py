@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an operator says about the staged deployment: hold it back, or let it through as it is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lashd.running.jobs import Initiator
+from lashd.steps.shutdowns import Shutdowns
+from lashd.things.host import HostBackend
+from lashd.words.errors import ErrorName, LashdError
+from lashd.words.model import Deployment, Order
+
+log = logging.getLogger(__name__)
+
+
+def expected_staged(staged: Deployment | None, options: Mapping[str, Any], *, needed: bool = False) -> Deployment:
+    """The staged deployment, if it is the one that `expected-digest` names; with `needed` that must be there.
+
+    Raises NothingStaged, InvalidArgument, DigestMismatch.
+    """
+    expected = options.get("expected-digest")
+    if needed and not expected:
+        raise LashdError(
+            ErrorName.INVALID_ARGUMENT,
+            "Say with 'expected-digest' which staged deployment is to be let through: its digest, or its checksum when "
+            "it was not made from an image.",
+        )
+    if staged is None:
+        raise LashdError(ErrorName.NOTHING_STAGED)
+    if expected and expected != (staged.digest or staged.checksum):
+        raise LashdError(
+            ErrorName.DIGEST_MISMATCH,
+            f"The staged deployment is {staged.digest or staged.checksum}, not {expected} as expected; nothing was "
+            "changed.",
+        )
+    return staged
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """Gives orders: first written down, then carried out; when that fails the order before it stands again."""
+
+    backend: HostBackend
+    shutdowns: Shutdowns
+
+    async def hold(self, staged: Deployment, by: Initiator, reason: str) -> None:
+        """Keep it back. What somebody else holds stays so, and the order is there for when that ends."""
+        before = await self._give(staged, by, reason, hold=True)
+        try:
+            if not staged.foreign_lock:
+                await self.backend.hold(staged)
+        except LashdError:
+            await asyncio.to_thread(self.shutdowns.give_order, before)
+            raise
+        log.warning("User %d ordered that %s is held back: %s", by.uid, staged.key, reason or "no reason given")
+
+    async def release(self, staged: Deployment, by: Initiator, reason: str) -> None:
+        """Let it through as it is. Raises Held while somebody else holds it, and what the backend raises."""
+        if staged.foreign_lock:
+            raise LashdError(
+                ErrorName.HELD,
+                f"The staged deployment {staged.key} is locked by somebody else than lashd, so it was not released; "
+                "'ostree admin lock-finalization --unlock' does that.",
+            )
+        before = await self._give(staged, by, reason, hold=False)
+        try:
+            await self.backend.release(staged)
+        except LashdError:
+            await asyncio.to_thread(self.shutdowns.give_order, before)
+            raise
+        log.warning("User %d ordered that %s is let through: %s", by.uid, staged.key, reason or "no reason given")
+
+    async def _give(self, staged: Deployment, by: Initiator, reason: str, *, hold: bool) -> Order | None:
+        before = self.shutdowns.order()
+        order = Order(staged.key, staged.digest or "", hold, by.uid, reason, int(time.time()))
+        await asyncio.to_thread(self.shutdowns.give_order, order)
+        return before

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the keeper does next: one pure function from what is the case to the one step that matters most now.
+
+Doing one step and looking again is all there is to it: whoever else is at work, and wherever a daemon was killed, the
+next look starts from what is true then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from lashd.words.model import Deployment, Order, Owed
+
+# A staged deployment that is not to be seen for so long (seconds) was dropped, and is not just being replaced.
+DROPPED_SECONDS = 1.0
+# What is staged again has no deployment yet; its tries are counted under this name.
+RESTAGE = "restage"
+
+
+class Do(StrEnum):
+    HOLD = "hold"  # set our hold on the staged deployment, or take back that it is ready
+    TAKE_DOWN = "take-down"  # what a soft reboot would bring up
+    OWE = "owe"  # remember the staged deployment durably
+    SETTLE = "settle"  # nothing is owed any more
+    COUNT = "count"  # another reboot was wasted
+    FORGET_ORDER = "forget-order"
+    LOOK = "look"  # into the store: which of the deployments are complete?
+    DECLARE = "declare"  # an operator said so
+    BIND = "bind"
+    RESTAGE = "restage"
+    WAIT = "wait"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`deployment` is what BIND is about; WAIT is over at `until`, or when something happens (None: only then)."""
+
+    do: Do
+    deployment: Deployment | None = None
+    until: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a look into the store found: keys of deployments.
+
+    `complete`: may be finalised as it is. `lacking`: something is missing that a bind could bring.
+    """
+
+    complete: frozenset[str] = frozenset()
+    lacking: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is the case. Times are those of one clock that never jumps."""
+
+    boot: str  # id of this boot
+    now: float
+    holds: bool = True  # policy: what is not complete is held
+    restages: bool = True  # policy: what a reboot has lost is staged again
+    staged: Deployment | None = None
+    booted: Deployment | None = None
+    following: Deployment | None = None  # boots next when nothing staged is finalised
+    installed: frozenset[str] = frozenset()  # keys of the deployments that have a boot entry
+    ours: bool = False  # our own hold is set, for just the staged deployment
+    order: Order | None = None
+    owed: Owed | None = None
+    remembered: bool = False  # `owed` says all of the staged deployment
+    nextroot: str | None = None  # key of what a soft reboot would bring up
+    gone_since: float | None = None  # since when nothing is staged, when something was
+    busy: bool = False  # a job changes the host
+    look: Look | None = None
+    not_before: Mapping[str, float] = field(default_factory=dict)  # key → when it may be tried again
+
+
+def next_step(facts: Facts) -> Step:
+    """The step that matters most. Safety comes first, then memory, then what takes time."""
+    if facts.staged is not None and _must_hold(facts, facts.staged):
+        return Step(Do.HOLD)
+    if facts.holds and facts.nextroot is not None and not _may_pass(facts, facts.nextroot):
+        return Step(Do.TAKE_DOWN)
+    return _memory(facts) or _work(facts)
+
+
+def released_by_order(facts: Facts) -> bool:
+    return facts.staged is not None and facts.order is not None and not facts.order.hold and _in_force(facts)
+
+
+def held_by_order(facts: Facts) -> bool:
+    return facts.staged is not None and facts.order is not None and facts.order.hold and _in_force(facts)
+
+
+def _in_force(facts: Facts) -> bool:
+    return facts.staged is not None and facts.order is not None and facts.order.is_for(facts.staged)
+
+
+def _must_hold(facts: Facts, staged: Deployment) -> bool:
+    if staged.foreign_lock or released_by_order(facts):
+        return False
+    if held_by_order(facts):
+        return not facts.ours or staged.declared
+    if not facts.holds:
+        return False
+    if not facts.ours:
+        return True
+    # While a job runs it is the job that declares, and that takes it back.
+    return staged.declared and facts.look is not None and staged.key not in facts.look.complete and not facts.busy
+
+
+def _may_pass(facts: Facts, key: str) -> bool:
+    """Whether a soft reboot may bring up the deployment `key`; as long as nobody has looked, it may."""
+    staged = facts.staged
+    if staged is not None and staged.key == key:
+        return staged.declared
+    if facts.booted is not None and facts.booted.key == key:
+        return True
+    return key in facts.installed and (facts.look is None or key in facts.look.complete)
+
+
+def _memory(facts: Facts) -> Step | None:
+    staged, owed = facts.staged, facts.owed
+    if staged is not None:
+        if not facts.remembered:
+            return Step(Do.OWE)
+        if facts.order is not None and not _in_force(facts):
+            return Step(Do.FORGET_ORDER)
+        return None
+    dropped = _dropped(facts)
+    if facts.order is not None and dropped:
+        return Step(Do.FORGET_ORDER)
+    if owed is None:
+        return None
+    if owed.deployment in facts.installed or (facts.booted is not None and facts.booted.checksum == owed.checksum):
+        return Step(Do.SETTLE)
+    if owed.boot == facts.boot:
+        return Step(Do.SETTLE) if dropped else None
+    return Step(Do.COUNT) if owed.counted != facts.boot else None
+
+
+def _dropped(facts: Facts) -> bool:
+    return facts.staged is None and facts.gone_since is not None and facts.now - facts.gone_since >= DROPPED_SECONDS
+
+
+def _work(facts: Facts) -> Step:
+    soon = facts.now
+    if facts.staged is None and facts.gone_since is not None and not _dropped(facts):
+        soon = facts.gone_since + DROPPED_SECONDS
+    waits = [soon] if soon > facts.now else []
+    if facts.busy:
+        return Step(Do.WAIT, until=min(waits, default=None))
+    if facts.look is None:
+        return Step(Do.LOOK)
+    if facts.staged is not None and released_by_order(facts) and _can_declare(facts, facts.staged):
+        return Step(Do.DECLARE)
+    for name, step in wanted(facts, facts.look):
+        at = facts.not_before.get(name, facts.now)
+        if at <= facts.now:
+            return step
+        waits.append(at)
+    return Step(Do.WAIT, until=min(waits, default=None))
+
+
+def _can_declare(facts: Facts, staged: Deployment) -> bool:
+    return facts.ours and not staged.declared and not staged.foreign_lock
+
+
+def wanted(facts: Facts, look: Look) -> list[tuple[str, Step]]:
+    """What is to be done, most important first, each under the name that its tries are counted by."""
+    wanted: list[tuple[str, Step]] = []
+    staged, owed = facts.staged, facts.owed
+    if staged is not None and (staged.key in look.lacking or _is_to_be_declared(facts, staged, look)):
+        wanted.append((staged.key, Step(Do.BIND, staged)))
+    if staged is None and owed is not None and owed.boot != facts.boot and facts.restages:
+        wanted.append((RESTAGE, Step(Do.RESTAGE)))
+    # The running system first, then what would run next.
+    for deployment in dict.fromkeys(one for one in (facts.booted, facts.following) if one is not None):
+        if deployment.key in look.lacking:
+            wanted.append((deployment.key, Step(Do.BIND, deployment)))
+    return wanted
+
+
+def _is_to_be_declared(facts: Facts, staged: Deployment, look: Look) -> bool:
+    """Whether a bind would end in declaring it ready, or in letting go of a hold that the policy no longer wants."""
+    if staged.key not in look.complete or staged.foreign_lock or held_by_order(facts) or staged.declared:
+        return False
+    return facts.ours

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The keeper on a booted host: others stage, nobody asks lashd for anything, and all the same nothing is torn apart."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from demo.host import Host
+from tests.host.conftest import HostImages, publish
+from tests.host.test_walk import described, lock_of, states, version_of
+from tests.support.registry import Registry
+
+pytestmark = pytest.mark.host
+
+SETTINGS = "[gate]\nretry_seconds = 1\nretry_limit_seconds = 2\npoll_seconds = 5\n"
+# Brings the newest host image into the repository, as `ostree` knows it: a commit and a ref. Stages nothing.
+FETCH = """
+import asyncio
+from lashd.things.ostree import names
+from lashd.things.ostree.backend import OstreeBackend
+from lashd.words.config import Settings
+from lashd.words.progress import ignore
+backend = OstreeBackend(Settings())
+image = backend.deployments()[0].image
+asyncio.run(backend.fetch(image, expected_digest=None, report=ignore))
+print(names.image_ref(image.transport, image.reference))
+"""
+# How long after libostree's note of what is staged our lock is there, in milliseconds.
+STAGE = """
+import pathlib, subprocess, sys, time
+run = pathlib.Path("/run/ostree")
+staged, lock = run / "staged-deployment", run / "staged-deployment-locked"
+before = staged.stat().st_ino if staged.exists() else 0
+process = subprocess.Popen(["ostree", "admin", "deploy", "--stage", *sys.argv[1:]], stdout=subprocess.DEVNULL)
+while not staged.exists() or staged.stat().st_ino == before:
+    time.sleep(0.002)
+since = time.monotonic()
+name = staged.read_bytes()
+while True:
+    try:
+        lines = lock.read_text().splitlines()
+    except FileNotFoundError:
+        lines = []
+    if len(lines) > 1 and lines[0] == "lashd" and lines[1].encode() in name:
+        break
+    assert time.monotonic() - since < 5
+    time.sleep(0.002)
+took = time.monotonic() - since
+assert process.wait() == 0
+print(int(took * 1000))
+"""
+
+
+def prepare(host: Host, settings: str = SETTINGS) -> str:
+    """Quick retries, the daemon alone, and v2 in the repository; answers its ref."""
+    script = "mkdir -p /etc/lashd/lashd.d && cat > /etc/lashd/lashd.d/test.toml && systemctl restart lashd"
+    host.run("sh", "-c", script, input=settings.encode())
+    return host.run("python3", "-", input=FETCH.encode()).output.split()[-1]
+
+
+def stage(host: Host, ref: str) -> int:
+    return int(host.run("python3", "-", ref, input=STAGE.encode(), timeout=120).output)
+
+
+def wait_until(host: Host, what: Callable[[dict[str, Any]], object], seconds: float = 60) -> dict[str, Any]:
+    deadline = time.monotonic() + seconds
+    while True:
+        now = described(host)
+        if what(now):
+            return now
+        assert time.monotonic() < deadline, (json.dumps(now, indent=1), host.journal())
+        time.sleep(0.2)
+
+
+def released(now: dict[str, Any]) -> bool:
+    return now["gate"] == "released" and now["state"] == "ready"
+
+
+def codes(now: dict[str, Any]) -> list[str]:
+    return [reason["code"] for reason in now["blockedBy"]]
+
+
+def kill_daemon(host: Host) -> None:
+    host.run("systemctl", "kill", "--signal=KILL", "--kill-whom=main", "lashd")
+
+
+def test_staged_by_somebody_else(host: Host, host_images: HostImages, host_registry: Registry) -> None:
+    publish(host_registry, host_images.second)
+    ref = prepare(host)
+    host.run("systemctl", "stop", "lashd-hold.path")
+    host_registry.stop()
+    assert stage(host, ref) < 200
+    now = wait_until(host, lambda now: "missing" in codes(now) and now["nextTry"])
+    assert (now["gate"], now["lastError"]["name"]) == ("held", "NetworkUnavailable")
+    assert {"missing", "waiting"} <= set(codes(now))
+    assert abs(now["nextTry"] - time.time()) < 10
+    assert any("since 20" in reason["message"] for reason in now["blockedBy"])
+    # Staged again over the held one, and the daemon killed in the middle of it all.
+    for _ in range(2):
+        first = lock_of(host)
+        assert stage(host, ref) < 200
+        second = lock_of(host).splitlines()
+        assert (second[0], second[1] in first) == ("lashd", False)
+    kill_daemon(host)
+    wait_until(host, lambda now: now["gate"] == "held" and "missing" in codes(now))
+    # Another lashd is not needed for that, nor a command: the registry is back.
+    host_registry.start()
+    now = wait_until(host, released)
+    assert now["blockedBy"] == []
+    assert "ready" in lock_of(host)
+    assert set(states(host, "staged").values()) == {"present"}
+    # What was declared is not complete any more.
+    store = "/sysroot/ostree/bootc/storage"
+    host_registry.stop()
+    remove = f"mount -o remount,rw /sysroot && rm {store}/overlay-images/images.json"
+    host.run("unshare", "--mount", "sh", "-c", remove)
+    wait_until(host, lambda now: now["gate"] == "held")
+    host_registry.start()
+    wait_until(host, released)
+    host_registry.stop()
+    host.reboot()
+    assert version_of(host) == "2"
+    now = wait_until(host, lambda now: now["state"] == "idle")
+    assert now["blockedBy"] == []
+    assert host.run("ls", "/var/lib/lashd/owed.json", check=False).status != 0
+
+
+def test_lost_at_a_held_reboot_and_staged_again(host: Host, host_images: HostImages, host_registry: Registry) -> None:
+    """The registry is off, the host is rebooted, the registry is on: no command, and it is all there."""
+    publish(host_registry, host_images.second)
+    ref = prepare(host, SETTINGS + 'inhibit = "wasted"\n')
+    host_registry.stop()
+    stage(host, ref)
+    origin = "cat /ostree/deploy/default/deploy/$(sed -n 2p /run/ostree/staged-deployment-locked).origin"
+    before = host.run("sh", "-c", origin).output
+    assert "refspec=" in before
+    owed = json.loads(host.run("cat", "/var/lib/lashd/owed.json").output)
+    host.reboot()
+    assert version_of(host) == "1"
+    now = wait_until(host, lambda now: "wasted-reboots" in codes(now) and now["gate"] == "held")
+    assert now["lastShutdown"]["result"] == "held"
+    assert now["lastShutdown"]["deployment"] == owed["deployment"]
+    again = json.loads(host.run("cat", "/var/lib/lashd/owed.json").output)
+    assert (again["wasted"], again["since"], again["checksum"]) == (1, owed["since"], owed["checksum"])
+    assert again["boot"] != owed["boot"]
+    assert sorted(host.run("sh", "-c", origin).output.split()) == sorted(before.split())
+    inhibitors = "systemd-inhibit --list --no-legend --no-pager"
+    deadline = time.monotonic() + 10
+    while "lashd" not in host.run("sh", "-c", inhibitors).output:
+        assert time.monotonic() < deadline
+    host_registry.start()
+    wait_until(host, released)
+    deadline = time.monotonic() + 10
+    while "lashd" in host.run("sh", "-c", inhibitors).output:
+        assert time.monotonic() < deadline
+    host_registry.stop()
+    host.reboot()
+    assert version_of(host) == "2"
+    assert set(states(host, "booted").values()) == {"present"}
+    assert wait_until(host, lambda now: now["lastShutdown"]["result"] == "released")["blockedBy"] == []
+
+
+def test_dropped_is_dropped(host: Host, host_images: HostImages, host_registry: Registry) -> None:
+    publish(host_registry, host_images.second)
+    ref = prepare(host)
+    host_registry.stop()
+    stage(host, ref)
+    wait_until(host, lambda now: "waiting" in codes(now))
+    # By somebody else, then by us, each time followed by a reboot.
+    host.run("ostree", "admin", "undeploy", "0")
+    host.reboot()
+    time.sleep(2)
+    now = described(host)
+    assert (now["gate"], codes(now)) == ("none", [])
+    stage(host, ref)
+    wait_until(host, lambda now: "waiting" in codes(now))
+    manager = ("io.github.lashd1", "/io/github/lashd1", "io.github.lashd1.Manager")
+    host.run("busctl", "call", *manager, "Discard", "a{sv}", "0")
+    wait_until(host, lambda now: now["gate"] == "none" and now["state"] == "idle")
+    assert host.run("ls", "/var/lib/lashd/owed.json", check=False).status != 0
+    # Let through although images are missing, by order: then it is up to the operator.
+    stage(host, ref)
+    checksum = lock_of(host).splitlines()[1][:64]
+    digest = host_images.second.image.digest
+    wrong = host.run("busctl", "call", *manager, "Release", "a{sv}", "1", "expected-digest", "s", checksum, check=False)
+    assert "DigestMismatch" in wrong.errors or "is staged" in wrong.errors or "not" in wrong.errors
+    host.run("busctl", "call", *manager, "Release", "a{sv}", "2", "expected-digest", "s", digest, "reason", "s", "now")
+    now = wait_until(host, lambda now: now["gate"] == "released")
+    time.sleep(3)
+    assert described(host)["gate"] == "released"
+    # Held back by order, although it is complete.
+    host.run("busctl", "call", *manager, "Hold", "a{sv}", "1", "reason", "s", "freeze")
+    host_registry.start()
+    now = wait_until(host, lambda now: set(states(host, "staged").values()) == {"present"} and now["activeJob"] == 0)
+    time.sleep(2)
+    now = described(host)
+    assert (now["gate"], codes(now)[0]) == ("held", "order-hold")
+    assert "freeze" in now["blockedBy"][0]["message"]
+
+
+def test_locks_of_others_and_boot_orders_without_staging(
+    host: Host, host_images: HostImages, host_registry: Registry
+) -> None:
+    publish(host_registry, host_images.second)
+    ref = prepare(host)
+    host.run("ostree", "admin", "deploy", "--stage", "--lock-finalization", ref)
+    before = lock_of(host)
+    now = wait_until(host, lambda now: set(states(host, "staged").values()) == {"present"} and now["activeJob"] == 0)
+    for _ in range(3):
+        kill_daemon(host)
+        now = wait_until(host, lambda now: now["activeJob"] == 0)
+        assert lock_of(host) == before
+        assert (now["gate"], codes(now)[0]) == ("held", "foreign-lock")
+    host.run("ostree", "admin", "lock-finalization", "--unlock")
+    wait_until(host, released)
+    host.run("ostree", "admin", "undeploy", "0")
+
+    # Not staged at all: nothing holds it, so it is said, and bound as soon as that can be.
+    store = "/sysroot/ostree/bootc/storage"
+    remove = f"mount -o remount,rw /sysroot && rm -r {store}/overlay-images/images.json {store}/overlay/*/diff/srv"
+    host.run("unshare", "--mount", "sh", "-c", remove, check=False)
+    wait_until(host, lambda now: set(states(host, "booted").values()) == {"present"})
+    host_registry.stop()
+    host.run("ostree", "admin", "deploy", ref)
+    now = wait_until(host, lambda now: "boot-order" in codes(now))
+    host_registry.start()
+    now = wait_until(host, lambda now: now["deployments"][0]["ready"] and "boot-order" not in codes(now))
+    assert now["deployments"][0]["next-boot"]
+
+
+def test_killed_at_any_moment(host: Host, host_images: HostImages, host_registry: Registry) -> None:
+    publish(host_registry, host_images.second)
+    ref = prepare(host)
+    for delay in (0.0, 0.05, 0.2, 0.5, 0.9, 1.5):
+        host.run("sh", "-c", f"ostree admin deploy --stage {ref} >/dev/null & sleep {delay}; exec systemctl kill "
+                 "--signal=KILL --kill-whom=main lashd")  # fmt: skip
+        wait_until(host, released)
+        assert host.run("pgrep", "-x", "skopeo", check=False).output == ""
+    host_registry.stop()
+    host.reboot()
+    assert version_of(host) == "2"
+    assert set(states(host, "booted").values()) == {"present"}
