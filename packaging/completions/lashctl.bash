@@ -16,17 +16,25 @@ _lashctl() {
     local words=""
     case $before in
         --deployment) words="booted staged rollback"; [[ $command == list ]] && words+=" all" ;;
+        --reboot) words="when-ready window" ;;
+        --when) words="now ready window" ;;
         --follow | --cancel) words=$(_lashctl_jobs) ;;
         --reason | --expected-digest) return ;;
         *)
             case $command in
-                "") words="status list plan upgrade bind rollback jobs monitor --json --help --version" ;;
+                "") words="status list plan upgrade bind rollback verify collect discard hold release reboot jobs monitor --json --help --version" ;;
                 status | monitor) words="--json --help" ;;
                 list) words="--deployment --json --help" ;;
                 plan) words="upgrade bind --deployment --json --help" ;;
-                upgrade) words="--expected-digest --no-wait --reason --json --help" ;;
+                upgrade) words="--expected-digest --reboot --no-wait --reason --json --help" ;;
                 bind) words="booted staged rollback --no-wait --reason --json --help" ;;
                 rollback) words="--drop-staged --no-wait --reason --json --help" ;;
+                verify) words="booted staged rollback --deep --reason --json --help" ;;
+                collect) words="--dry-run --no-wait --reason --json --help" ;;
+                discard) words="--expected-digest --no-wait --reason --json --help" ;;
+                hold) words="--expected-digest --reason --json --help" ;;
+                release) words="--reason --json --help" ;;
+                reboot) words="--when --no-wait --reason --json --help" ;;
                 jobs) words="--follow --cancel --json --help"; [[ $word != -* ]] && words+=" $(_lashctl_jobs)" ;;
             esac
             ;;

@@ -53,7 +53,7 @@ def image(reference: str = AGENT, *, state: str = "present", used_by: tuple[str,
 
 
 class FakeService:
-    """`release` lets the running job's work go on; `outcome` is what it then comes to (an Outcome or an exception)."""
+    """`go_on` lets the running job's work go on; `outcome` is what it then comes to (an Outcome or an exception)."""
 
     def __init__(self) -> None:
         self.jobs = Jobs()
@@ -61,7 +61,8 @@ class FakeService:
         self.deployment_rows = [deployment()]
         self.image_rows = [image()]
         self.values: dict[str, Any] = {"State": "idle", "Gate": "none", "LastError": ("", ""), "Generation": 1}
-        self.release = asyncio.Event()
+        self.values |= {"NextTry": 0, "LastShutdown": {}}
+        self.go_on = asyncio.Event()
         self.outcome: Outcome | Exception = Outcome(True, {"deployment": STAGED, "bytes-to-fetch": 5})
         self.started: list[tuple[str, dict[str, Any], Initiator]] = []
         self.broken: Exception | None = None
@@ -73,7 +74,7 @@ class FakeService:
             raise LashdError(ErrorName.INVALID_ARGUMENT, "There is no deployment 'nowhere'.")
 
         async def work(job: Job) -> Outcome:
-            await self.release.wait()
+            await self.go_on.wait()
             if isinstance(self.outcome, Exception):
                 raise self.outcome
             return self.outcome
@@ -91,6 +92,30 @@ class FakeService:
 
     def plan(self, options: Mapping[str, Any], initiator: Initiator) -> tuple[Job, bool]:
         return self.start("plan", options, initiator)
+
+    def verify(self, options: Mapping[str, Any], initiator: Initiator) -> tuple[Job, bool]:
+        return self.start("verify", options, initiator)
+
+    def collect(self, options: Mapping[str, Any], initiator: Initiator) -> tuple[Job, bool]:
+        return self.start("collect", options, initiator)
+
+    def discard(self, options: Mapping[str, Any], initiator: Initiator) -> tuple[Job, bool]:
+        return self.start("discard", options, initiator)
+
+    def reboot(self, options: Mapping[str, Any], initiator: Initiator) -> tuple[Job, bool]:
+        return self.start("reboot", options, initiator)
+
+    async def hold(self, options: Mapping[str, Any], initiator: Initiator) -> None:
+        self.order("hold", options, initiator)
+
+    async def release(self, options: Mapping[str, Any], initiator: Initiator) -> None:
+        self.order("release", options, initiator)
+
+    def order(self, kind: str, options: Mapping[str, Any], initiator: Initiator) -> None:
+        if self.broken:
+            raise self.broken
+        self.started.append((kind, dict(options), initiator))
+        self.values["Gate"] = "held" if kind == "hold" else "released"
 
     def list_bound(self, options: Mapping[str, Any]) -> list[dict[str, Any]]:
         if self.broken:

@@ -107,7 +107,7 @@ async def test_one_user_has_only_so_many_calls_in_progress(door, monkeypatch) ->
     waiting = [asyncio.create_task(door.call("Wait", "a{sv}", {}, path=path, interface="Job")) for _ in range(10)]
     await asyncio.sleep(0.1)
     assert not any(call.done() for call in waiting)
-    door.service.release.set()
+    door.service.go_on.set()
     await asyncio.gather(*calls, *waiting, return_exceptions=True)
     for client in clients:
         await client.disconnect()

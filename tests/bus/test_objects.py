@@ -58,7 +58,7 @@ async def test_the_order_of_news(door) -> None:
         assert await door.call("Upgrade", "a{sv}", {}) == JOB
         assert await get(door, ROOT, "Manager", "ActiveJob") == JOB
         door.service.outcome = LashdError(ErrorName.NO_SPACE)
-        door.service.release.set()
+        door.service.go_on.set()
         heard = await news.until("JobDone")
     members = [(member, path) for path, member, _body in heard]
     # The object is there before anything names it, and its own path announces nothing.
@@ -129,7 +129,7 @@ async def test_wait_early_and_late(door) -> None:
     assert await door.call("Wait", "a{sv}", short, path=path, interface="Job") == ["running", "", ""]
     early = asyncio.create_task(door.call("Wait", "a{sv}", {}, path=path, interface="Job"))
     await asyncio.sleep(0.05)
-    door.service.release.set()
+    door.service.go_on.set()
     assert await early == ["success", "", ""]
     assert await door.call("Wait", "a{sv}", {}, path=path, interface="Job") == ["success", "", ""]
     assert await get(door, path, "Job", "Fraction") == 1.0
@@ -164,6 +164,52 @@ async def test_ones_own_job(door) -> None:
     )
     assert theirs.status == 0, theirs.stderr
     assert (await job.wait(5))[0] == "cancelled"
+
+
+async def test_orders_are_done_when_they_are_answered(door) -> None:
+    options = {"reason": door.Variant("s", "not now"), "expected-digest": door.Variant("s", "sha256:" + "1" * 64)}
+    assert await door.call("Hold", "a{sv}", options) == []
+    assert await get(door, ROOT, "Manager", "Gate") == "held"
+    assert await door.call("Release", "a{sv}", options) == []
+    assert await get(door, ROOT, "Manager", "Gate") == "released"
+    kinds = [(kind, given["reason"], who.uid) for kind, given, who in door.service.started]
+    assert kinds == [("hold", "not now", 0), ("release", "not now", 0)]
+    door.service.broken = LashdError(ErrorName.HELD, "Somebody else holds it.")
+    with pytest.raises(door.BusError) as caught:
+        await door.call("Release", "a{sv}", options)
+    assert (caught.value.name, caught.value.message) == (f"{NAME}.Error.Held", "Somebody else holds it.")
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "actions"),
+    [
+        ("Upgrade", {"reboot": "window"}, "upgrade, reboot"),
+        ("Upgrade", {"reboot": "no"}, "upgrade"),
+        ("Rollback", {"drop-staged": True}, "rollback, discard"),
+        ("Rollback", {"drop-staged": False}, "rollback"),
+        ("Hold", {}, "hold"),
+        ("Release", {}, "release"),
+        ("Collect", {}, "collect"),
+        ("Discard", {}, "discard"),
+        ("Reboot", {}, "reboot"),
+        ("Verify", {}, "plan"),
+    ],
+)
+async def test_what_an_option_implies_needs_its_own_right(door, method, options, actions) -> None:
+    call = ("busctl", "--address", door.address, "call", NAME, ROOT, f"{NAME}.Manager", method, "a{sv}")
+    given = [f"{key} {'b' if isinstance(value, bool) else 's'} {str(value).lower()}" for key, value in options.items()]
+    refused = await run(*call, str(len(given)), *" ".join(given).split(), uid=NOBODY)
+    assert f"may not do this ({actions})" in refused.stderr
+    assert door.service.started == []
+
+
+async def test_the_last_shutdown(door) -> None:
+    assert await get(door, ROOT, "Manager", "LastShutdown") == {}
+    said = {"result": "held", "deployment": "x.0", "time": 17, "reasons": [("missing", "It is missing.")]}
+    door.service.values |= {"LastShutdown": said, "NextTry": 99}
+    door.service.tell()
+    assert await get(door, ROOT, "Manager", "LastShutdown") == said | {"reasons": [["missing", "It is missing."]]}
+    assert await get(door, ROOT, "Manager", "NextTry") == 99
 
 
 async def never(job: Any) -> Outcome:
@@ -209,7 +255,7 @@ async def test_what_a_property_names_can_be_read(door) -> None:
 
 async def test_a_finished_job_leaves(door) -> None:
     path = await door.call("Upgrade", "a{sv}", {})
-    door.service.release.set()
+    door.service.go_on.set()
     await door.call("Wait", "a{sv}", {}, path=path, interface="Job")
     async with News(door) as news:
         door.service.jobs._remove(door.service.jobs.get(1))
@@ -226,7 +272,7 @@ async def test_a_mistake_in_the_door_does_not_harm_a_job(door, caplog) -> None:
         path = await door.call("Upgrade", "a{sv}", {})
         heard = await news.until("JobNew")
     assert [member for _path, member, _body in heard] == ["InterfacesAdded", "JobNew"]
-    door.service.release.set()
+    door.service.go_on.set()
     assert await door.call("Wait", "a{sv}", {}, path=path, interface="Job") == ["success", "", ""]
     assert "ZeroDivisionError" in caplog.text
 

@@ -36,6 +36,8 @@ DIGEST = "sha256:" + "0" * 64
             {"kind": "upgrade", "idempotency-key": "k"},
         ),
         ("Wait", {"timeout-ms": v("u", 0)}, {"timeout-ms": 0}),
+        ("Release", {"expected-digest": v("s", "a" * 64)}, {"expected-digest": "a" * 64}),
+        ("Collect", {"dry-run": v("b", True)}, {"dry-run": True}),
         ("Upgrade", {"initiator": v("s", "x" * LONGEST)}, {"initiator": "x" * LONGEST}),
     ],
 )
@@ -59,6 +61,8 @@ def test_good(method, given, wanted) -> None:
         ("Upgrade", {"reason": v("s", "x" * (LONGEST + 1))}, "has 513 characters"),
         ("Upgrade", {"initiator": v("s", "me\nFAKE=1")}, "control characters"),
         ("Upgrade", {"initiator": v("s", "\x1b[2J")}, "control characters"),
+        ("Release", {"expected-digest": v("s", "a" * 63)}, "or a checksum"),
+        ("Reboot", {"when": v("s", "later")}, "must be one of now, ready, window"),
         # What a method does not honour it does not take.
         ("Upgrade", {"dry-run": v("b", True)}, "no option 'dry-run'"),
         ("Bind", {"expected-digest": v("s", DIGEST)}, "no option 'expected-digest'"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lashd.bus import options, rows
 from lashd.running.jobs import Initiator, Jobs, Outcome
-from lashd.running.service import job_row
+from lashd.running.rows import job_row
 from lashd.running.view import _blank, deployment_row
 from lashd.running.walk import plan_facts
 from lashd.words.model import Deployment, Plan

@@ -129,11 +129,14 @@ class FakeLashd:
         self.jobs: dict[int, dict[str, Any]] = {}
         self.asked: list[tuple[str, dict[str, Any], bool]] = []
         self.tasks: list[asyncio.Future[None]] = []
+        self.refusal: Exception | None = None  # of Hold and Release
         self.on_start: Callable[[str, int], Any] = lambda method, number: None
         self.on_cancel: Callable[[int], Any] = lambda number: None
 
     async def start(self) -> None:
-        handlers = {method: self._starter(method) for method in ("Upgrade", "Rollback", "Bind", "Plan")}
+        jobs = ("Upgrade", "Rollback", "Bind", "Plan", "Verify", "Collect", "Discard", "Reboot")
+        handlers = {method: self._starter(method) for method in jobs}
+        handlers |= {method: self._order(method) for method in ("Hold", "Release")}
         handlers |= {
             "ListBound": self._list_bound,
             "ListDeployments": lambda call: [[to_row(row) for row in self.deployments]],
@@ -185,6 +188,15 @@ class FakeLashd:
             number = self.new_job(method.lower())
             self.on_start(method, number)
             return [job_path(number)]
+
+        return handle
+
+    def _order(self, method: str) -> Callable[[Call], list[Any]]:
+        def handle(call: Call) -> list[Any]:
+            if self.refusal:
+                raise self.refusal
+            self.asked.append((method, decode(method, call.body[0]), call.interactive))
+            return []
 
         return handle
 

@@ -29,6 +29,23 @@ async def test_status_tells_everything_on_one_screen(full: FakeLashd, lashctl: L
     assert all(line == line.rstrip() for line in ran.out.splitlines())
 
 
+async def test_status_tells_why_an_update_did_not_arrive(full: FakeLashd, lashctl: Lashctl) -> None:
+    document = json.loads(full.describe()) | {"nextTry": 1_790_000_100}
+    reasons = [{"code": "missing", "message": "db.container is missing."}]
+    shutdown = {"result": "held", "deployment": STAGED, "digest": DIGEST, "boot": "x", "time": 1_790_000_000}
+    full.document = json.dumps(document | {"lastShutdown": shutdown | {"reasons": reasons}})
+    ran = await lashctl("status")
+    assert "Next try: 2026-09-21 14:15:00 UTC" in ran.out
+    told = " ".join(ran.out.split("Last shutdown:")[1].split())
+    assert told.startswith("it held cccccccccccc")
+    assert "(2026-09-21 14:13:20 UTC)" in told
+    assert "db.container is missing." in told
+    full.document = json.dumps(document | {"nextTry": 0, "lastShutdown": shutdown | {"result": "released"}})
+    ran = await lashctl("status")
+    assert "Last shutdown" not in ran.out
+    assert "Next try" not in ran.out
+
+
 async def test_status_json_is_the_document_verbatim(full: FakeLashd, lashctl: Lashctl) -> None:
     full.document = '{"b": 2, "schema": 1, "name": "Schiff für Äpfel", "digest": "' + DIGEST + '"}'
     for arguments in (("status", "--json"), ("--json", "status")):

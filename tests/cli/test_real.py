@@ -45,6 +45,12 @@ class Host:
     async def recover(self) -> None:
         pass
 
+    def watched(self) -> tuple[Path, ...]:
+        return ()
+
+    def nextroot(self) -> None:
+        return None
+
     def space(self) -> int:
         return 10**9
 

@@ -302,3 +302,51 @@ async def test_another_job_under_the_same_number_is_not_ours(
     again.end(7, "success", changed=True)
     assert (await finish(process)).status == 69
     await again.die()
+
+
+@pytest.mark.parametrize(
+    ("argv", "method", "options"),
+    [
+        (["verify"], "Verify", {}),
+        (["verify", "staged", "--deep"], "Verify", {"deployment": "staged", "deep": True}),
+        (["collect", "--dry-run"], "Collect", {"dry-run": True}),
+        (["discard", "--expected-digest", DIGEST], "Discard", {"expected-digest": DIGEST}),
+        (["reboot", "--when", "window"], "Reboot", {"when": "window"}),
+        (["upgrade", "--reboot", "when-ready"], "Upgrade", {"reboot": "when-ready"}),
+        (["hold", "--reason", "not now"], "Hold", {"reason": "not now"}),
+        (["release", DIGEST, "--reason", "gone"], "Release", {"expected-digest": DIGEST, "reason": "gone"}),
+    ],
+)  # fmt: skip
+async def test_further_requests(lashd: FakeLashd, lashctl: Lashctl, argv, method, options) -> None:
+    lashd.ends_with("success")
+    ran = await lashctl(*argv)
+    assert (ran.status, ran.err) == (0, "")
+    assert [(method, options | {"initiator": "lashctl"}, False)] == lashd.asked
+
+
+@pytest.mark.parametrize(
+    ("argv", "details", "status", "says"),
+    [
+        (["verify"], {"images": 3}, 0, "Every image is as it was recorded."),
+        (["collect"], {"images": 0, "bytes-freed": 0}, 77, "Nothing to do: everything in the store is needed."),
+        (["collect", "--dry-run"], {"images": 1, "bytes-freed": 2_000_000, "removed": ["a.example/b:1"]}, 0, "2.0 MB"),
+        (["discard"], {}, 77, "Nothing to do: nothing is staged."),
+    ],
+)
+async def test_what_changed_nothing(lashd: FakeLashd, lashctl: Lashctl, argv, details, status, says) -> None:
+    lashd.ends_with("unchanged", **details)
+    ran = await lashctl(*argv)
+    assert (ran.status, ran.err) == (status, "")
+    assert says in ran.out
+
+
+async def test_an_order_that_is_refused(lashd: FakeLashd, lashctl: Lashctl) -> None:
+    lashd.refusal = LashdError(ErrorName.NOTHING_STAGED)
+    ran = await lashctl("hold", "--json")
+    assert ran.status == ERRORS[ErrorName.NOTHING_STAGED].exit_status
+    assert json.loads(ran.out)["error"]["name"] == "NothingStaged"
+    ran = await lashctl("release", "latest")
+    assert ran.status == ERRORS[ErrorName.NOTHING_STAGED].exit_status
+    assert "No deployment is staged" in ran.err
+    ran = await lashctl("release")
+    assert ran.status == 2

@@ -13,7 +13,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lashd.bus.message import BUS, BUS_PATH, BusError, Match, Message, Settled, lost
@@ -61,8 +61,23 @@ def _library_name() -> str:
     raise ImportError("Neither dbus-next nor dbus-fast is installed; lashd needs one of them.")
 
 
-LIBRARY = _library_name()
-_library: Any = importlib.import_module(LIBRARY)
+@contextlib.contextmanager
+def _without(module: str) -> Iterator[None]:
+    """Nothing finds `module` in here, unless it was imported before."""
+    hidden = module not in sys.modules
+    if hidden:
+        sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules[module]
+
+
+# Both libraries bring GLib in with them where it is installed, which nobody here uses: 3 MiB of memory, 20 ms.
+with _without("gi"):
+    LIBRARY = _library_name()
+    _library: Any = importlib.import_module(LIBRARY)
 _MessageBus: Any = importlib.import_module(f"{LIBRARY}.aio").MessageBus
 if LIBRARY == "dbus_next":
     _MessageBus = repaired(_MessageBus)

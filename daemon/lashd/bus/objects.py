@@ -21,6 +21,9 @@ from lashd.words.errors import LashdError
 
 log = logging.getLogger(__name__)
 
+# Values of an option that imply no further action.
+NOT_IMPLIED = (None, False, "no")
+
 Row = dict[str, Any]
 Start = Callable[[Options, Initiator], tuple[Job, bool]]
 
@@ -38,6 +41,12 @@ class Service(Protocol):
     def rollback(self, options: Options, initiator: Initiator) -> tuple[Job, bool]: ...
     def bind(self, options: Options, initiator: Initiator) -> tuple[Job, bool]: ...
     def plan(self, options: Options, initiator: Initiator) -> tuple[Job, bool]: ...
+    def verify(self, options: Options, initiator: Initiator) -> tuple[Job, bool]: ...
+    def collect(self, options: Options, initiator: Initiator) -> tuple[Job, bool]: ...
+    def discard(self, options: Options, initiator: Initiator) -> tuple[Job, bool]: ...
+    def reboot(self, options: Options, initiator: Initiator) -> tuple[Job, bool]: ...
+    async def hold(self, options: Options, initiator: Initiator) -> None: ...
+    async def release(self, options: Options, initiator: Initiator) -> None: ...
     def list_bound(self, options: Options) -> list[Row]: ...
     def list_deployments(self, options: Options) -> list[Row]: ...
     def list_jobs(self, options: Options) -> list[Row]: ...
@@ -75,10 +84,16 @@ class Door:
     def manager_methods(self) -> dict[str, Handler]:
         service = self._service
         return {
-            "Upgrade": self._mutator("Upgrade", service.upgrade, "upgrade"),
+            "Upgrade": self._mutator("Upgrade", service.upgrade, "upgrade", {"reboot": "reboot"}),
             "Rollback": self._mutator("Rollback", service.rollback, "rollback", {"drop-staged": "discard"}),
             "Bind": self._mutator("Bind", service.bind, "bind"),
             "Plan": self._mutator("Plan", service.plan, "plan"),
+            "Verify": self._mutator("Verify", service.verify, "plan"),
+            "Collect": self._mutator("Collect", service.collect, "collect"),
+            "Discard": self._mutator("Discard", service.discard, "discard"),
+            "Reboot": self._mutator("Reboot", service.reboot, "reboot"),
+            "Hold": self._order("Hold", service.hold, "hold"),
+            "Release": self._order("Release", service.release, "release"),
             "ListBound": self._lister("ListBound", service.list_bound, lambda row: image_path(row["normalised"])),
             "ListDeployments": self._lister(
                 "ListDeployments", service.list_deployments, lambda row: deployment_path(row["key"])
@@ -98,7 +113,7 @@ class Door:
 
         async def handle(call: Call) -> list[Any]:
             options = decode(method, call.body[0])
-            actions = [action] + [more for option, more in (implied or {}).items() if options.get(option)]
+            actions = [action] + [more for key, more in (implied or {}).items() if options.get(key) not in NOT_IMPLIED]
             # Authorised first, and only then does the service look at the state and take the slot.
             initiator = await self._authority.authorise(call, *actions, name=options.get("initiator", ""))
             job, joined = start(options, initiator)
@@ -106,6 +121,20 @@ class Door:
                 job.details["joined"] = True
                 self.job_changed(job, frozenset({"details"}))
             return [job_path(job.id)]
+
+        return handle
+
+    def _order(
+        self, method: str, give: Callable[[Options, Initiator], Awaitable[None]], action: str
+    ) -> Callable[[Call], Awaitable[list[Any]]]:
+        """A method that changes something at once, without a job."""
+
+        async def handle(call: Call) -> list[Any]:
+            options = decode(method, call.body[0])
+            initiator = await self._authority.authorise(call, action, name=options.get("initiator", ""))
+            await give(options, initiator)
+            self.state_changed()
+            return []
 
         return handle
 
@@ -227,8 +256,10 @@ def status_line(running: Job | None, state: str, blocked: Sequence[tuple[str, st
     """One line, whatever names it is made of."""
     if running is not None:
         line = f"Job {running.id} ({running.kind}): {running.stage or 'starting'}"
-    elif blocked:
+    elif blocked and state != "idle":
         line = f"The staged deployment is {state}: {blocked[0][1]}"
+    elif blocked:
+        line = blocked[0][1]
     else:
         line = "The staged deployment is ready." if state == "ready" else "Nothing is staged."
     return " ".join(line.split())[:200]

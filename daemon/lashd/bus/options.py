@@ -6,6 +6,7 @@ A key that a method would not honour is not in its table: whoever sends it learn
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,11 @@ def _digest(value: Any) -> str:
     return "" if is_digest(value) else "must be a digest (sha256: and 64 hexadecimal digits)"
 
 
+def _digest_or_checksum(value: Any) -> str:
+    good = is_digest(value) or re.fullmatch(r"[0-9a-f]{64}", value)
+    return "" if good else "must be a digest (sha256: and 64 hexadecimal digits) or a checksum (64 of them)"
+
+
 def _not_empty(value: Any) -> str:
     return "" if value else "must not be empty"
 
@@ -52,11 +58,20 @@ def _short_wait(value: Any) -> str:
 WHO = {"initiator": Option("s"), "reason": Option("s")}
 CHANGE = WHO | {"idempotency-key": Option("s", _not_empty)}
 
+_STAGED = {"expected-digest": Option("s", _digest_or_checksum)}
+WHEN_REBOOT = ("no", "when-ready", "window")
+
 METHODS: dict[str, dict[str, Option]] = {
-    "Upgrade": CHANGE | {"expected-digest": Option("s", _digest)},
+    "Upgrade": CHANGE | {"expected-digest": Option("s", _digest), "reboot": Option("s", _one_of(*WHEN_REBOOT))},
     "Rollback": CHANGE | {"drop-staged": Option("b")},
     "Bind": CHANGE | {"deployment": Option("s", _not_empty)},
     "Plan": CHANGE | {"deployment": Option("s", _not_empty), "kind": Option("s", _one_of("bind", "upgrade"))},
+    "Verify": WHO | {"deployment": Option("s", _not_empty), "deep": Option("b")},
+    "Collect": CHANGE | {"dry-run": Option("b")},
+    "Discard": CHANGE | _STAGED,
+    "Hold": WHO | _STAGED,
+    "Release": WHO | _STAGED,
+    "Reboot": CHANGE | {"when": Option("s", _one_of("now", "ready", "window"))},
     "ListBound": {"deployment": Option("s", _not_empty)},
     "ListDeployments": {},
     "ListJobs": {},

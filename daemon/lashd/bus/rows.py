@@ -76,11 +76,23 @@ KEYS: dict[str, str] = {
     "images-to-fetch": "u",
     "fits": "b",
     "fetch": "as",
+    "findings": "as",
+    "removed": "as",
+    "layers": "u",
+    "bytes-freed": "t",
+    # the last shutdown
+    "boot": "s",
+    "time": "t",
+    "reasons": "a(ss)",
     # options, as a job shows them
     "expected-digest": "s",
     "reason": "s",
     "idempotency-key": "s",
     "drop-staged": "b",
+    "dry-run": "b",
+    "deep": "b",
+    "reboot": "s",
+    "when": "s",
 }
 
 _RANGES = {

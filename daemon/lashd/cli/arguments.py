@@ -5,107 +5,9 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from dataclasses import dataclass
 
 from lashd import __version__
-
-
-@dataclass(frozen=True, slots=True)
-class _Command:
-    summary: str
-    about: str
-    examples: str
-
-
-_JOB_NOTE = """\
-The work is done by lashd: lashctl only follows it. Ctrl-C stops the following, never the work;
-'lashctl jobs --cancel ID' cancels it."""
-
-_COMMANDS = {
-    "status": _Command(
-        "show what is booted, what comes next and what is missing",
-        """\
-Show the deployments of this host (the booted one, the staged one that the next boot starts, the one
-to roll back to), how many of their bound images are present, what lashd is doing, what it is
-waiting for and its last error. Needs no root and never waits for a running upgrade.""",
-        """\
-  lashctl status
-  lashctl status --json | jq .""",
-    ),
-    "list": _Command(
-        "list the bound images of a deployment",
-        """\
-List the container images that a deployment binds: the unit that names each, the image, its state in
-the bound image store, digest and size, and why a unit would not really run from that store. Shows
-the booted deployment unless told otherwise.""",
-        """\
-  lashctl list
-  lashctl list --deployment staged
-  lashctl list --deployment all --json | jq '.[] | select(.state != "present")'""",
-    ),
-    "plan": _Command(
-        "show what an upgrade or a bind would fetch; changes nothing",
-        """\
-Ask the registries what an upgrade (the default) or a bind would fetch and keep, in bytes, and
-whether it fits on the disk. Nothing is changed, but asking with the host's credentials needs
-root. Ends with 77 when there is nothing to fetch.""",
-        """\
-  lashctl plan
-  lashctl plan bind""",
-    ),
-    "upgrade": _Command(
-        "fetch and stage the newest host image with all of its bound images",
-        f"""\
-Fetch and stage the newest host image, fetch every image that it binds, verify them, and only then
-let the next boot start it. If anything fails, the host boots what it boots now. Ends with 77 when
-the host is up to date. {_JOB_NOTE}""",
-        """\
-  lashctl upgrade
-  lashctl upgrade --expected-digest sha256:1f0c...
-  lashctl upgrade --no-wait --json""",
-    ),
-    "bind": _Command(
-        "fetch what is missing of a deployment's bound images",
-        f"""\
-Make every bound image of one deployment present and verified in the store: the staged deployment
-unless another is named (booted, staged, rollback or a key). This also repairs images that are
-damaged. Ends with 77 when nothing is missing. {_JOB_NOTE}""",
-        """\
-  lashctl bind
-  lashctl bind booted""",
-    ),
-    "rollback": _Command(
-        "make the rollback deployment the next boot",
-        f"""\
-Check that the rollback deployment still has its bound images, with the digests that it ran with,
-repair them if needed, and make it the next boot. A staged deployment would be lost by that: lashd
-refuses unless told --drop-staged. {_JOB_NOTE}""",
-        """\
-  lashctl rollback
-  lashctl rollback --drop-staged""",
-    ),
-    "jobs": _Command(
-        "list, follow and cancel jobs",
-        """\
-List running and finished jobs, show one of them, follow it, or cancel it. Following ends with the
-exit status of the command that started the job.""",
-        """\
-  lashctl jobs
-  lashctl jobs 7
-  lashctl jobs --follow 7
-  lashctl jobs --cancel 7""",
-    ),
-    "monitor": _Command(
-        "watch jobs and changes of the state as they happen",
-        """\
-Print one line for everything that happens: jobs that start, go on and end, and changes of the
-state, of the gate and of the deployments. With --json each line is one JSON document. Ends with
-Ctrl-C.""",
-        """\
-  lashctl monitor
-  lashctl monitor --json | jq .""",
-    ),
-}
+from lashd.cli.commands import COMMANDS, Command
 
 _EPILOG = """\
 exit status:
@@ -146,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"lashctl {__version__}")
     _json(top, default=False)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    made = {name: _command(commands, name, command) for name, command in _COMMANDS.items()}
+    made = {name: _command(commands, name, command) for name, command in COMMANDS.items()}
 
     made["list"].add_argument(
         "--deployment", metavar="WHICH", help="booted (default), staged, rollback, all, or a deployment's key"
@@ -166,7 +68,27 @@ def parser() -> argparse.ArgumentParser:
     made["rollback"].add_argument(
         "--drop-staged", action="store_true", help="go on although that drops the staged deployment"
     )
-    for name in ("upgrade", "bind", "rollback"):
+    made["upgrade"].add_argument(
+        "--reboot", choices=("when-ready", "window"), help="reboot once it is released: at once, or in the next window"
+    )
+    made["verify"].add_argument(
+        "deployment", nargs="?", metavar="DEPLOYMENT", help="booted (default), staged, rollback, or a key"
+    )
+    made["verify"].add_argument("--deep", action="store_true", help="read every layer again")
+    made["collect"].add_argument("--dry-run", action="store_true", help="only say what would go")
+    for name in ("discard", "hold"):
+        made[name].add_argument(
+            "--expected-digest", metavar="DIGEST", help="refuse when another deployment is staged (sha256:...)"
+        )
+    made["release"].add_argument(
+        "digest", metavar="DIGEST", help="of the staged deployment, or its checksum when it has none"
+    )
+    made["reboot"].add_argument(
+        "--when", choices=("now", "ready", "window"), help="now (default), once everything is there, or in a window"
+    )
+    for name in ("hold", "release", "verify"):
+        made[name].add_argument("--reason", metavar="TEXT", help="why; kept for the record")
+    for name in ("upgrade", "bind", "rollback", "collect", "discard", "reboot"):
         made[name].add_argument("--no-wait", action="store_true", help="print the job and return at once")
         made[name].add_argument("--reason", metavar="TEXT", help="why; kept with the job")
     jobs = made["jobs"]
@@ -178,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, command: _Command
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, command: Command
 ) -> argparse.ArgumentParser:
     made = commands.add_parser(
         name,

@@ -121,6 +121,11 @@ class Client:
             raise odd_answer(f"{member} named no job")
         return path
 
+    async def order(self, member: str, options: Options) -> None:
+        """Ask for something that is done at once."""
+        given = _options({"initiator": "lashctl", **options})
+        await self._call(ROOT, MANAGER, member, "a{sv}", [given], ask=True)
+
     async def cancel(self, path: str) -> None:
         try:
             await self._call(path, JOB, "Cancel", "a{sv}", [_options({"initiator": "lashctl"})], ask=True)

@@ -84,7 +84,7 @@ def _guarded(parsed: Any, debug: bool) -> int:
 
 async def _run(parsed: Any) -> int:
     # Late, because --help and --version need no bus.
-    from lashd.cli import look, monitor, walk
+    from lashd.cli import look, monitor, order, walk
     from lashd.cli.client import connect
 
     commands = {
@@ -95,6 +95,12 @@ async def _run(parsed: Any) -> int:
         "upgrade": walk.upgrade,
         "bind": walk.bind,
         "rollback": walk.rollback,
+        "verify": walk.verify,
+        "collect": walk.collect,
+        "discard": walk.discard,
+        "reboot": walk.reboot,
+        "hold": order.hold,
+        "release": order.release,
         "monitor": monitor.monitor,
     }
     async with connect(interactive=sys.stdin is not None and sys.stdin.isatty()) as client:

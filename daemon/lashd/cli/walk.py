@@ -21,12 +21,15 @@ _UNCHANGED = {
     "bind": "Nothing to do: every bound image is present.",
     "rollback": "Nothing to do: the rollback deployment is the next boot already.",
     "plan": "Nothing to do: there is nothing to fetch.",
+    "collect": "Nothing to do: everything in the store is needed.",
+    "discard": "Nothing to do: nothing is staged.",
 }
 
 # What is left to do for whoever asked.
 _NEXT = {
     "upgrade": "Reboot to start it: systemctl reboot",
     "rollback": "Reboot to start it: systemctl reboot",
+    "discard": "The host boots what it boots now.",
 }
 
 
@@ -36,7 +39,8 @@ async def upgrade(client: Client, arguments: Any) -> int:
         raise from_name(
             ErrorName.INVALID_ARGUMENT, f"'{digest}' is not a digest: it must be sha256: and 64 hexadecimal digits."
         )
-    return await _start(client, "Upgrade", {"expected-digest": digest, "reason": arguments.reason}, arguments)
+    options = {"expected-digest": digest, "reboot": arguments.reboot, "reason": arguments.reason}
+    return await _start(client, "Upgrade", options, arguments)
 
 
 async def bind(client: Client, arguments: Any) -> int:
@@ -50,6 +54,26 @@ async def rollback(client: Client, arguments: Any) -> int:
 
 async def plan(client: Client, arguments: Any) -> int:
     return await _start(client, "Plan", {"kind": arguments.what, "deployment": arguments.deployment}, arguments)
+
+
+async def verify(client: Client, arguments: Any) -> int:
+    options = {"deployment": arguments.deployment, "deep": arguments.deep or None, "reason": arguments.reason}
+    return await _start(client, "Verify", options, arguments)
+
+
+async def collect(client: Client, arguments: Any) -> int:
+    return await _start(
+        client, "Collect", {"dry-run": arguments.dry_run or None, "reason": arguments.reason}, arguments
+    )
+
+
+async def discard(client: Client, arguments: Any) -> int:
+    options = {"expected-digest": arguments.expected_digest, "reason": arguments.reason}
+    return await _start(client, "Discard", options, arguments)
+
+
+async def reboot(client: Client, arguments: Any) -> int:
+    return await _start(client, "Reboot", {"when": arguments.when, "reason": arguments.reason}, arguments)
 
 
 async def _start(client: Client, member: str, options: Options, arguments: Any) -> int:
@@ -92,9 +116,9 @@ def ended(job: Job, *, json: bool) -> int:
     if failure is not None:
         failure.told = json
         raise failure
-    unchanged = job.result == "unchanged" and not _something_planned(job)
+    unchanged = job.result == "unchanged" and not _something_told(job)
     if not json:
-        print(_UNCHANGED.get(job.kind, "Nothing to do.") if unchanged else f"Done: {words.clean(job.title)}.")
+        print(_UNCHANGED.get(job.kind, "Nothing to do.") if unchanged else _done(job))
         if job.details:
             from lashd.cli.render import tables
 
@@ -104,10 +128,21 @@ def ended(job: Job, *, json: bool) -> int:
     return EXIT_NOTHING_TO_DO if unchanged else 0
 
 
-def _something_planned(job: Job) -> bool:
-    """A plan never changes anything; whether there is something to do stands in its figures."""
-    figures = ("bytes-to-fetch", "images-to-fetch", "newer")
-    return job.kind == "plan" and any(job.details.get(key) for key in figures)
+def _done(job: Job) -> str:
+    if job.kind == "verify":
+        return "Every image is as it was recorded."
+    if job.kind == "collect" and job.result == "unchanged":
+        return "This would be removed:"
+    return f"Done: {words.clean(job.title)}."
+
+
+def _something_told(job: Job) -> bool:
+    """What only looks never changes anything; whether there is something to do stands in its figures."""
+    figures = {
+        "plan": ("bytes-to-fetch", "images-to-fetch", "newer"),
+        "collect": ("images", "layers", "removed", "bytes-freed"),
+    }
+    return job.kind == "verify" or any(job.details.get(key) for key in figures.get(job.kind, ()))
 
 
 def failure_of(job: Job) -> Failure | None:

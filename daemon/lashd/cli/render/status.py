@@ -33,12 +33,34 @@ def status(document: values.Row, job: Job | None = None, *, plain: bool = False)
     if blocked:
         parts.append(Text("Waiting for:", style="bold yellow"))
         parts += [Text(f"  {'-' if plain else '•'} {words.clean(sentence or code)}") for code, sentence in blocked]
+    if next_try := words.when(values.number(document, "next_try")):
+        parts.append(_line("Next try", next_try))
+    parts += _shutdown(values.row(document.get("last_shutdown")), plain)
     last = values.row(document.get("last_error"))
     if error := ": ".join(filter(None, (values.text(last, "name"), values.text(last, "message")))):
         parts.append(_line("Last error", words.clean(error), "red"))
     while isinstance(parts[-1], Text) and not parts[-1].plain:
         parts.pop()
     return Group(*parts)
+
+
+def _shutdown(row: values.Row, plain: bool) -> list[Text]:
+    """What the last shutdown did not let through; nothing when all went as it was asked."""
+    said = {
+        "held": "it held {0} back, so the host came up in what it ran before",
+        "restored": "it put the system that ran back in front of {0}",
+    }.get(values.text(row, "result"))
+    if said is None:
+        return []
+    when = words.when(values.number(row, "time"))
+    what = said.format(words.deployment(values.text(row, "deployment")) or "a deployment")
+    return [
+        _line("Last shutdown", f"{what} ({when})" if when else what, "yellow"),
+        *(
+            Text(f"  {'-' if plain else '•'} {words.clean(sentence or code)}")
+            for code, sentence in values.pairs(row.get("reasons"))
+        ),
+    ]
 
 
 def _line(label: str, value: str, style: str = "") -> Text:
@@ -55,7 +77,7 @@ def _head(document: values.Row) -> RenderableType:
 
 
 def _gate_style(gate: str) -> str:
-    return {"held": "yellow", "released": "green"}.get(gate, "")
+    return {"held": "yellow", "released": "green", "open": "yellow"}.get(gate, "")
 
 
 def _roles(row: values.Row) -> list[str]:
@@ -105,6 +127,8 @@ def _ready(row: values.Row, gate: str) -> Text:
         return Text("ready: the next boot starts it", style="green")
     if gate == "held" or row.get("locked") is True:
         return Text("held: the next boot does not start it", style="yellow")
+    if gate == "open":
+        return Text("nobody holds it: the next boot starts it as it is", style="yellow")
     return Text("")
 
 

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands of lashctl, as its help explains them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    summary: str
+    about: str
+    examples: str
+
+
+_JOB_NOTE = """\
+The work is done by lashd: lashctl only follows it. Ctrl-C stops the following, never the work;
+'lashctl jobs --cancel ID' cancels it."""
+
+COMMANDS = {
+    "status": Command(
+        "show what is booted, what comes next and what is missing",
+        """\
+Show the deployments of this host (the booted one, the staged one that the next boot starts, the one
+to roll back to), how many of their bound images are present, what lashd is doing, what it is
+waiting for and its last error. Needs no root and never waits for a running upgrade.""",
+        """\
+  lashctl status
+  lashctl status --json | jq .""",
+    ),
+    "list": Command(
+        "list the bound images of a deployment",
+        """\
+List the container images that a deployment binds: the unit that names each, the image, its state in
+the bound image store, digest and size, and why a unit would not really run from that store. Shows
+the booted deployment unless told otherwise.""",
+        """\
+  lashctl list
+  lashctl list --deployment staged
+  lashctl list --deployment all --json | jq '.[] | select(.state != "present")'""",
+    ),
+    "plan": Command(
+        "show what an upgrade or a bind would fetch; changes nothing",
+        """\
+Ask the registries what an upgrade (the default) or a bind would fetch and keep, in bytes, and
+whether it fits on the disk. Nothing is changed, but asking with the host's credentials needs
+root. Ends with 77 when there is nothing to fetch.""",
+        """\
+  lashctl plan
+  lashctl plan bind""",
+    ),
+    "upgrade": Command(
+        "fetch and stage the newest host image with all of its bound images",
+        f"""\
+Fetch and stage the newest host image, fetch every image that it binds, verify them, and only then
+let the next boot start it. If anything fails, the host boots what it boots now. Ends with 77 when
+the host is up to date. {_JOB_NOTE}""",
+        """\
+  lashctl upgrade
+  lashctl upgrade --expected-digest sha256:1f0c...
+  lashctl upgrade --no-wait --json""",
+    ),
+    "bind": Command(
+        "fetch what is missing of a deployment's bound images",
+        f"""\
+Make every bound image of one deployment present and verified in the store: the staged deployment
+unless another is named (booted, staged, rollback or a key). This also repairs images that are
+damaged. Ends with 77 when nothing is missing. {_JOB_NOTE}""",
+        """\
+  lashctl bind
+  lashctl bind booted""",
+    ),
+    "rollback": Command(
+        "make the rollback deployment the next boot",
+        f"""\
+Check that the rollback deployment still has its bound images, with the digests that it ran with,
+repair them if needed, and make it the next boot. A staged deployment would be lost by that: lashd
+refuses unless told --drop-staged. {_JOB_NOTE}""",
+        """\
+  lashctl rollback
+  lashctl rollback --drop-staged""",
+    ),
+    "verify": Command(
+        "compare the store with what a deployment is bound to",
+        """\
+Look whether every image that a deployment is bound to is in the store, complete and unchanged: the
+booted deployment unless another is named. With --deep every layer is read again, which takes a
+while. Nothing is changed; 'lashctl bind' repairs.""",
+        """\
+  lashctl verify
+  lashctl verify staged --deep""",
+    ),
+    "collect": Command(
+        "remove from the store what nothing needs any more",
+        f"""\
+Remove from the bound image store what neither a deployment of this host binds nor a container
+stands on. Ends with 77 when there is nothing to remove. {_JOB_NOTE}""",
+        """\
+  lashctl collect --dry-run
+  lashctl collect""",
+    ),
+    "discard": Command(
+        "drop the staged deployment",
+        f"""\
+Drop the staged deployment: the host boots what it boots now. The deployment to roll back to stays.
+{_JOB_NOTE}""",
+        """\
+  lashctl discard""",
+    ),
+    "hold": Command(
+        "keep the staged deployment back",
+        """\
+Keep the staged deployment back over any reboot, even when all of its images are present, until
+'lashctl release', or until another one is staged.""",
+        """\
+  lashctl hold --reason 'not before the weekend'""",
+    ),
+    "release": Command(
+        "let the staged deployment through as it is",
+        """\
+Let exactly one staged deployment through at the next shutdown although images are missing, or take
+a hold back. Its digest has to be named, as 'lashctl status --json' shows it. Containers whose images
+are missing will not start then. It is recorded who said so and why.""",
+        """\
+  lashctl release sha256:1f0c... --reason 'that registry is gone for good'""",
+    ),
+    "reboot": Command(
+        "reboot into what comes next, if the gate allows it",
+        f"""\
+Reboot, if everything that the next system binds is there and nothing else forbids it; otherwise say
+what does. With --when the reboot waits for that. {_JOB_NOTE}""",
+        """\
+  lashctl reboot
+  lashctl reboot --when window""",
+    ),
+    "jobs": Command(
+        "list, follow and cancel jobs",
+        """\
+List running and finished jobs, show one of them, follow it, or cancel it. Following ends with the
+exit status of the command that started the job.""",
+        """\
+  lashctl jobs
+  lashctl jobs 7
+  lashctl jobs --follow 7
+  lashctl jobs --cancel 7""",
+    ),
+    "monitor": Command(
+        "watch jobs and changes of the state as they happen",
+        """\
+Print one line for everything that happens: jobs that start, go on and end, and changes of the
+state, of the gate and of the deployments. With --json each line is one JSON document. Ends with
+Ctrl-C.""",
+        """\
+  lashctl monitor
+  lashctl monitor --json | jq .""",
+    ),
+}
