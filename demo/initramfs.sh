@@ -23,7 +23,8 @@ for knobs in sys sysrq-trigger irq bus; do
 done
 mount --bind "$disk" "$tree/sysroot"
 mount --make-private "$tree/sysroot"
-chroot "$tree" /usr/lib/ostree/ostree-prepare-root /sysroot
+# It works in a directory of one fixed name, which hosts that boot at the same time from the same tree would share.
+flock "$tree.lock" chroot "$tree" /usr/lib/ostree/ostree-prepare-root /sysroot
 
 root=$tree/sysroot
 mount -t tmpfs -o mode=0755,nosuid tmpfs "$root/dev"

@@ -120,7 +120,10 @@ def soft_reboot(world: World) -> None:
     count = ("systemctl", "show", "--property=SoftRebootsCount", "--value")
     before = world.host.run(*count).output.strip()
     world.host.run("systemctl", "soft-reboot", check=False)
-    world.wait(lambda: world.host.run(*count).output.strip() not in ("", before), "userspace was started anew")
+    # Who enters just while everything is being ended may be stopped there for good.
+    world.wait(
+        lambda: world.host.run(*count, timeout=3).output.strip() not in ("", before), "userspace was started anew"
+    )
     world.host.run("systemctl", "is-system-running", "--wait", check=False)
 
 

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import re
 import shutil
 import socket
@@ -275,9 +275,8 @@ def test_by_the_strict_setting_a_unit_with_a_wrong_name_is_barred(
 
     monkeypatch.setattr(activation, "run", run)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
-        os.chdir(systemd / "journal")  # a socket's path may not be long
-        journal.bind("socket")
-        os.chdir("/")
+        with contextlib.chdir(systemd / "journal"):  # a socket's path may not be long
+            journal.bind("socket")
         journal.settimeout(5)
         monkeypatch.setattr(activation.bars, "log_for", short_path(activation.bars.log_for, systemd / "journal"))
         assert host.activate() == 1
@@ -307,11 +306,8 @@ def test_by_the_strict_setting_a_unit_with_a_wrong_name_is_barred(
 def short_path(log_for: Callable[..., None], directory: Path) -> Callable[..., None]:
     def call(service: str, sentence: str, *, journal: Path) -> None:
         assert journal == directory / "socket"
-        os.chdir(directory)
-        try:
+        with contextlib.chdir(directory):
             log_for(service, sentence, journal=Path("socket"))
-        finally:
-            os.chdir("/")
 
     return call
 

@@ -33,6 +33,8 @@ from tests.support.registry import Registry
 from tests.support.staged import backing, note, play_booted
 from tests.things.ostree.conftest import needs_root
 
+HOLD = Path(__file__).resolve().parents[2] / "packaging/libexec/hold"
+
 pytestmark = needs_root
 
 
@@ -84,7 +86,7 @@ class Stage:
 
     def end(self, **more: float) -> Verdict:
         """The shutdown, as the unit has it: the hold first, then the gate."""
-        subprocess.run(["sh", "packaging/libexec/hold", self.run, self.settings.paths.run], check=True)
+        subprocess.run(["sh", HOLD, self.run, self.settings.paths.run], check=True)
         return self.gate(**more).shut_down()
 
     def policy(self, policy: str) -> None:
@@ -480,7 +482,7 @@ def test_when_the_system_was_booted() -> None:
 
 
 async def test_it_starts_no_process(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    subprocess.run(["sh", "packaging/libexec/hold", stage.run, stage.settings.paths.run], check=True)
+    subprocess.run(["sh", HOLD, stage.run, stage.settings.paths.run], check=True)
     for name in ("Popen", "run"):
         monkeypatch.setattr(subprocess, name, lambda *_, **__: 1 / 0)
     monkeypatch.setattr(asyncio, "create_subprocess_exec", lambda *_, **__: 1 / 0)

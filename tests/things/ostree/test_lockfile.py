@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,11 @@ def test_whom_it_is_for() -> None:
     assert Lock(KEY).is_for(KEY)
     assert not Lock(KEY).is_for(OTHER)
     assert Lock(STAGING).is_for(KEY)
+
+
+def test_one_of_ours_that_was_touched_is_somebody_elses(tmp_path) -> None:
+    write_lock(tmp_path, Lock(KEY, ready=True))
+    os.utime(tmp_path / LOCK)
+    assert read_lock(tmp_path) == Lock()
+    assert write_lock(tmp_path, Lock(KEY)) == Lock()
+    assert read_lock(tmp_path) == Lock()

@@ -15,6 +15,9 @@ from pathlib import Path
 STAGED = "staged-deployment"
 LOCK = "staged-deployment-locked"
 _MARK = "lashd"
+# When ours was last changed, in seconds since the epoch: one that says another time was touched, which is how a person
+# holds by hand.
+_TIME = 1
 # In place of a deployment's key while one is being staged.
 STAGING = "staging"
 # There while one is being staged: the `locked` key in what is staged from the commit that it names is ours, too.
@@ -47,10 +50,11 @@ def read_lock(ostree_run: Path) -> Lock | None:
     try:
         with open(ostree_run / LOCK, encoding="utf-8", errors="replace") as file:
             text = file.read(4096)
+            changed = os.fstat(file.fileno()).st_mtime_ns
     except FileNotFoundError:
         return None
     lines = text.splitlines()
-    if len(lines) < 2 or lines[0] != _MARK:
+    if len(lines) < 2 or lines[0] != _MARK or changed != _TIME * 1_000_000_000:
         return Lock()
     return Lock(lines[1], "key" in lines[2:], "ready" in lines[2:])
 
@@ -67,6 +71,7 @@ def write_lock(ostree_run: Path, lock: Lock, *, take_over: bool = False) -> Lock
     try:
         partial.write_text(text, encoding="utf-8")
         partial.chmod(0o640)
+        os.utime(partial, (_TIME, _TIME))
         # At no moment is there no lock, and at no moment one without its content.
         present = read_lock(ostree_run)
         if present is None:
