@@ -133,6 +133,8 @@ def _sound(world: World) -> str:
 def _arrives(world: World) -> str:
     """Without any further command v2 is declared ready, and a plain reboot brings it up, whole."""
     if world.version() != "2":
+        if not world.known():
+            world.stage()  # the host was gone before lashd had seen it: nobody knows of it but who staged it
         world.wait(world.declared, "v2 is declared ready by itself", 90)
         world.host.reboot()
     if (version := world.version()) != "2":

@@ -109,7 +109,7 @@ def scenario(world: World, fault: Fault) -> Outcome:
     alone(world)
     if fault.stage:
         world.stage()
-    host.run("rm", "-f", _VERDICT)
+    host.run("rm", "-f", _VERDICT, "/var/lib/lashd/order.json")
     fault.make(world)
     fault.end(world)
     return look(world)
@@ -233,7 +233,7 @@ def stop_by_hand(world: World) -> None:
 
 def no_lock(world: World) -> None:
     """Nor is there anybody who sets it again."""
-    world.host.run("systemctl", "stop", "lashd-hold.path")
+    world.host.run("systemctl", "stop", "lashd-hold.path", "lashd-hold.service")
     world.host.run("rm", "-f", STAGED_LOCK)
 
 

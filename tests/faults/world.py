@@ -124,6 +124,11 @@ class World:
         """Is what is staged verified, so that only the gate is still to look?"""
         return "\nready" in self.host.run("cat", STAGED_LOCK, check=False).output
 
+    def known(self) -> bool:
+        """Does lashd know of something that is staged, or was before the host went down?"""
+        files = ("/var/lib/lashd/owed.json", "/run/ostree/staged-deployment")
+        return any(self.host.run("test", "-e", file, check=False).status == 0 for file in files)
+
     def wait(self, true: Callable[[], object], what: str, seconds: float = 60) -> None:
         """Wait until `true()`. Raises Failed, with the journal, when that is not so after `seconds`."""
         deadline = time.monotonic() + seconds

@@ -100,8 +100,9 @@ def test_a_locked_deployment_is_not_finalised(host: Host) -> None:
     host.run("touch", "/run/ostree/staged-deployment-locked")
     host.reboot()
     assert os_version(host) == "1"
-    journal = host.run("journalctl", "--boot=-1", "--unit=ostree-finalize-staged.service").output
-    assert "deployment is locked for finalization" in journal
+    journal = host.run("journalctl", "--boot=-1", "--unit=lashd-gate.service").output
+    assert "held: " in journal
+    assert "Somebody else than lashd has locked" in journal
 
 
 def test_kill_loses_what_is_staged_and_keeps_what_was_written(host: Host) -> None:

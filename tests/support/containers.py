@@ -80,5 +80,11 @@ class Podman:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self("rm", "--all", "--force", "--time=0", check=False)
-        subprocess.run(["umount", "--recursive", self.graph / "overlay"], capture_output=True, check=False)
-        shutil.rmtree(self.root)
+        # podman's own cleaning process may still be at work, and mount and write once more.
+        for _ in range(50):
+            subprocess.run(["umount", "--recursive", self.graph / "overlay"], capture_output=True, check=False)
+            shutil.rmtree(self.root, ignore_errors=True)
+            if not self.root.exists():
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"{self.root} cannot be removed")

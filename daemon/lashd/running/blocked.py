@@ -71,7 +71,8 @@ def _of_staged(now: Situation) -> Iterable[Reason]:
             (
                 "foreign-lock",
                 f"{_name(staged)} was locked by somebody else than lashd, who does not take that away; "
-                "'ostree admin lock-finalization --unlock' does.",
+                "'ostree admin lock-finalization --unlock' does, or 'rm /run/ostree/staged-deployment-locked' where only "
+                "that file is there.",
             )
         )
     if order is not None and order.hold:

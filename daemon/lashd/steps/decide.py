@@ -78,13 +78,13 @@ def at_shutdown(
     if deployment.foreign_lock:
         why = (
             f"Somebody else than lashd has locked the deployment {deployment.key}; 'ostree admin lock-finalization "
-            "--unlock' unlocks it, or, when only a lock file is there, to remove that."
+            "--unlock' takes that away, or 'rm /run/ostree/staged-deployment-locked' where only that file is there."
         )
         return Decision(False, ((FOREIGN_LOCK, why),))
     if key_locked:
         why = f"The deployment {deployment.key} was never released since it was staged."
         return Decision(False, (*seen.reasons, (LOCKED_KEY, why)))
-    if order is not None and (order.deployment, order.digest) == (deployment.key, deployment.digest or ""):
+    if order is not None and order.is_for(deployment):
         what = "kept back" if order.hold else "let through as it is"
         ordered = (ORDERED, f"User {order.uid} ordered that it be {what}: {order.reason or 'no reason was given'}.")
         return Decision(not order.hold, (*seen.reasons, ordered))
