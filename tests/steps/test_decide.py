@@ -157,3 +157,9 @@ def test_nothing_passes_without_a_ground(deployment, seen, order, policy, key) -
     else:
         assert decision.reasons
     assert all(sentence.endswith(".") for _, sentence in decision.reasons)
+
+
+def test_an_order_to_hold_is_good_for_the_same_content_staged_again() -> None:
+    again = replace(STAGED, serial=STAGED.serial + 1)
+    assert not at_shutdown(again, YES, HOLD, "hold").release
+    assert not at_shutdown(again, NO, LET, "hold").release

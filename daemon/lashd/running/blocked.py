@@ -70,9 +70,9 @@ def _of_staged(now: Situation) -> Iterable[Reason]:
         found.append(
             (
                 "foreign-lock",
-                f"{_name(staged)} was locked by somebody else than lashd, who does not take that away; "
-                "'ostree admin lock-finalization --unlock' does, or 'rm /run/ostree/staged-deployment-locked' where only "
-                "that file is there.",
+                f"{_name(staged)} was locked by somebody else than lashd, who does not take that away; 'ostree admin "
+                "lock-finalization --unlock' does, or 'rm /run/ostree/staged-deployment-locked' where only that file "
+                "is there.",
             )
         )
     if order is not None and order.hold:
