@@ -29,11 +29,14 @@ class Care:
     async def note(self, what: str) -> None:
         self.done.append(what)
 
-    def collect(self) -> None:
+    async def collect(self) -> bool:
         if self.busy:
             self.busy -= 1
+            if self.busy % 2:
+                return False  # it was started, and failed or was cancelled
             raise LashdError(ErrorName.BUSY)
         self.done.append("collect")
+        return True
 
     async def run(self) -> list[str]:
         self.done = []
@@ -65,6 +68,11 @@ async def test_cleaning_up_waits_until_nothing_else_runs(tmp_path: Path) -> None
     care = Care(tmp_path)
     care.busy = 3
     assert await care.run() == ["mend", "steady", "collect"]
+
+
+async def test_a_state_that_cannot_be_written_is_no_reason_to_collect_for_ever(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("a file where a directory should be")
+    assert await Care(tmp_path / "state").run() == ["mend", "steady", "collect"]
 
 
 async def test_by_the_settings_nothing_is_collected(tmp_path: Path) -> None:

@@ -248,8 +248,10 @@ def test_what_is_owed(stage: Stage, lose_image: Callable[[], None]) -> None:
     stage.end()
     again = stage.shutdowns.owed()
     assert again == Owed(
-        stage.staged.key, "bench", owed.checksum, owed.digest, owed.origin, boot_id(), 17, 2, "then", ("a", "b=c")
+        *(stage.staged.key, "bench", owed.checksum, owed.digest, owed.origin, boot_id(), 17, 2, "then", ("a", "b=c")),
+        owed.base,
     )
+    assert len(owed.base) == 64
     # Another one took its place.
     stage.shutdowns.owe(replace(known, checksum="other", digest="sha256:other"))
     stage.end()
@@ -342,6 +344,23 @@ def test_nothing_staged(stage: Stage) -> None:
     assert stage.shutdowns.verdict() == verdict
     assert not (stage.run / LOCK).exists()
     assert stage.shutdowns.owed() is None
+
+
+@pytest.mark.parametrize(("boot", "stays"), [(boot_id(), False), ("another boot", True)])
+def test_what_was_dropped_in_this_boot_is_not_owed(stage: Stage, boot: str, stays: bool) -> None:
+    (stage.run / STAGED).unlink()
+    owed = Owed("b" * 64 + ".0", "bench", "b" * 64, "", "[origin]", boot, 17)
+    stage.shutdowns.owe(owed)
+    assert stage.end().result is Passed.NOTHING
+    assert stage.shutdowns.owed() == (owed if stays else None)
+
+
+def test_what_stands_behind_it_in_the_boot_order_is_looked_at(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should ostree fail to finalise what passes, that is what boots."""
+    why = ("boot-order-restored", "The running system was put back before it.")
+    monkeypatch.setattr(module, "check_boot_order", lambda *_: (None, [why]))
+    verdict = stage.end()
+    assert (verdict.result, verdict.reasons) == (Passed.RELEASED, (why,))
 
 
 def test_a_failure_is_told_and_holds(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

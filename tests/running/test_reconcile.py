@@ -52,7 +52,16 @@ def facts(**more: Any) -> Facts:
     return Facts(**base | more)
 
 
+BOTH = frozenset({OLD.key, OTHER.key})
+LOST = {"owed": owed(BEFORE, counted=BOOT), "look": look("old other")}
 CASES: list[tuple[str, Facts, Do]] = [
+    ("lost, and another one was chosen since", facts(**LOST, following=OTHER, installed=BOTH), Do.SETTLE),
+    ("lost, and another system came meanwhile", facts(owed=owed(BEFORE, base="f" * 64)), Do.SETTLE),
+    ("lost by what runs", facts(**LOST | {"owed": owed(BEFORE, counted=BOOT, base=OLD.checksum)}), Do.RESTAGE),
+    ("lost, and ordered to be held", facts(**LOST, order=order(True)), Do.RESTAGE),
+    ("lost, and ordered to be let through", facts(**LOST, order=order(False)), Do.FORGET_ORDER),
+    ("lost, and an order about another one", facts(**LOST, order=order(True, OTHER)), Do.FORGET_ORDER),
+    ("nothing can be written", facts(staged=HELD, remembered=False, memory=False, look=look("old", "new")), Do.BIND),
     ("nothing to do", facts(look=look("old")), Do.WAIT),
     ("nothing is known yet", facts(), Do.LOOK),
     ("staged by somebody else", facts(staged=NEW, ours=False, owed=None, remembered=False), Do.HOLD),

@@ -26,8 +26,8 @@ _JUDGE = "greenboot-healthcheck.service"
 class Aftercare:
     """`complete` says whether all images of the booted deployment are there, and `checksum` names it, empty for none.
 
-    `steady` is called once, as soon as the boot is a good one. `collect` is called once for each new deployment, at
-    its first good boot; what it raises is tried again. `mend` is called at each look while everything is there.
+    `steady` is called once, as soon as the boot is a good one. `collect` is called for each new deployment, from its
+    first good boot on, until it answers that it came to its end. `mend` is called before both.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Aftercare:
         checksum: Callable[[], str],
         complete: Callable[[], bool],
         steady: Callable[[], Awaitable[None]],
-        collect: Callable[[], object] | None,
+        collect: Callable[[], Awaitable[bool]] | None,
         mend: Callable[[], Awaitable[None]],
         look_seconds: float = LOOK_SECONDS,
     ) -> None:
@@ -54,7 +54,7 @@ class Aftercare:
         await self._until(self._good)
         await self._safely(self._mend())
         await self._safely(self._steady())
-        await self._until(lambda: self._safely(self._clean_up()))
+        await self._until(self._clean_up)
 
     async def _until(self, done: Callable[[], Awaitable[bool]]) -> None:
         for _ in itertools.count():
@@ -69,12 +69,22 @@ class Aftercare:
             log.debug("Whether this boot is a good one cannot be told yet: %s", error)
             return False
 
-    async def _clean_up(self) -> None:
+    async def _clean_up(self) -> bool:
         checksum = self._checksum()
         if self._collect is None or await asyncio.to_thread(self._last) == checksum:
-            return
-        self._collect()
-        await asyncio.to_thread(self._note, checksum)
+            return True
+        try:
+            if not await self._collect():
+                return False
+        except LashdError as error:
+            log.debug("Cleaning up waits: %s", error)
+            return False
+        try:
+            await asyncio.to_thread(self._note, checksum)
+        except OSError as error:
+            # It is done once more at the next boot, and not now again and again.
+            log.warning("That this system was cleaned up after cannot be noted: %s", error)
+        return True
 
     def _last(self) -> str:
         try:
@@ -86,13 +96,11 @@ class Aftercare:
         self._noted.parent.mkdir(parents=True, exist_ok=True)
         files.write_durably(self._noted, f"{checksum}\n".encode())
 
-    async def _safely(self, work: Awaitable[None]) -> bool:
+    async def _safely(self, work: Awaitable[None]) -> None:
         try:
             await work
         except (LashdError, OSError) as error:
-            log.warning("After this boot not all could be done yet: %s", error)
-            return False
-        return True
+            log.warning("After this boot not all could be done: %s", error)
 
 
 async def came_up(systemctl: str = "systemctl") -> bool:

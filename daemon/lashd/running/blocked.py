@@ -96,6 +96,8 @@ def _of_lost(now: Situation) -> Iterable[Reason]:
     owed = now.owed
     if now.staged is not None or owed is None or owed.boot == now.boot:
         return
+    if now.booted is not None and now.booted.checksum == owed.checksum:
+        return
     next_ = "it will be staged again" if now.restages else "stage it again; the settings say that lashd does not"
     yield (
         "lost",

@@ -122,15 +122,15 @@ class Gate:
         if not staged.foreign_lock and self._settings.gate.policy != "off":
             self._owe(staged, note)
         reasons = [*judged.reasons, *check_soft_reboot(self._settings, everything, self._judge, self._nextroot)]
-        if judged.release:
-            return _verdict(Passed.RELEASED, staged, reasons)
+        # Also behind what may pass: should ostree fail to finalise that, it is the first of the others that boots.
         reasons += check_boot_order(everything, self._judge, self._put_first)[1]
-        return _verdict(Passed.HELD, staged, reasons)
+        return _verdict(Passed.RELEASED if judged.release else Passed.HELD, staged, reasons)
 
     def _nothing_staged(self, note: bytes, everything: tuple[Deployment, ...]) -> Verdict:
         if note:
             # libostree may well understand what we do not: the lock and the missing word of ours keep it back.
             return _verdict(Passed.HELD, None, [(UNKNOWN, f"{self._run / STAGED} cannot be understood.")])
+        self._settle()
         reasons = check_soft_reboot(self._settings, everything, self._judge, self._nextroot)
         following, more = check_boot_order(everything, self._judge, self._put_first)
         restored = any(code == RESTORED for code, _ in more)
@@ -158,7 +158,16 @@ class Gate:
         with _said_when_it_fails():
             origin = staged.root.with_name(staged.root.name + ".origin").read_text(encoding="utf-8", errors="replace")
             kargs = staged_arguments(note)
-            self._shutdowns.owe(owing(staged, self._shutdowns.owed(), origin, kargs, boot_id(), int(time.time())))
+            booted = next((one for one in self._sysroot.deployments() if Role.BOOTED in one.roles), None)
+            before = self._shutdowns.owed()
+            self._shutdowns.owe(owing(staged, before, origin, kargs, boot_id(), int(time.time()), booted))
+
+    def _settle(self) -> None:
+        """What was staged in this boot and is not any more was dropped by somebody, who does not want it back."""
+        with _said_when_it_fails():
+            owed = self._shutdowns.owed()
+            if owed is not None and owed.boot == boot_id():
+                self._shutdowns.owe(None)
 
     def _write(self, verdict: Verdict) -> None:
         # It is worth much, but not that an update that is complete never arrives on a host whose state is read-only.

@@ -18,7 +18,7 @@ from typing import Protocol
 from lashd.running.blocked import gate_ignored
 from lashd.running.jobs import Job, Jobs
 from lashd.running.lookout import Lookout
-from lashd.running.reconcile import RESTAGE, Do, Facts, Step, next_step, wanted
+from lashd.running.reconcile import MEMORY, RESTAGE, Do, Facts, Step, next_step, wanted
 from lashd.running.retries import Retries
 from lashd.running.view import View
 from lashd.steps.shutdowns import Shutdowns
@@ -155,7 +155,7 @@ class Keeper:
         self.wake()
 
     async def _run(self) -> None:
-        before = Do.WAIT
+        before, step = Do.WAIT, Step(Do.WAIT)
         while True:
             self._wake.clear()
             try:
@@ -171,6 +171,10 @@ class Keeper:
                     continue
             except (LashdError, OSError) as error:
                 self._complain(error)
+                if step.do in MEMORY:
+                    # A host whose state cannot be written is looked after all the same.
+                    self._lookout.memory_fails_until = time.monotonic() + 10 * TROUBLE_SECONDS
+                    continue
                 step = Step(Do.WAIT, until=time.monotonic() + TROUBLE_SECONDS)
             except Exception:
                 log.exception("The keeper made a mistake")

@@ -42,6 +42,7 @@ class Lookout:
         self._not_before = not_before
         self._gone_since: float | None = None
         self.owed = shutdowns.owed()
+        self.memory_fails_until = 0.0  # what was to be remembered could not be written
         self.ready = False  # what runs already is known: until then nothing is bound
 
     def gather(self) -> Facts:
@@ -68,6 +69,7 @@ class Lookout:
             order=self._shutdowns.order(),
             owed=self.owed,
             remembered=staged is not None and self.owed == self.owing(staged),
+            memory=now >= self.memory_fails_until,
             nextroot=self._backend.nextroot(),
             gone_since=self._gone_since,
             busy=self._jobs.active is not None or not self.ready,
@@ -107,4 +109,5 @@ class Lookout:
         if staged.foreign_lock:
             return None
         how = self._backend.staging(staged)
-        return owing(staged, self.owed, how.origin, how.kargs, self._boot, int(time.time()))
+        booted = next((one for one in self._backend.deployments() if Role.BOOTED in one.roles), None)
+        return owing(staged, self.owed, how.origin, how.kargs, self._boot, int(time.time()), booted)

@@ -161,6 +161,11 @@ class Rebooter:
     async def steady(self) -> None:
         """This boot is a good one: a right to reboot that was held over it is given back, now or as soon as it can."""
         self._right.steady = True
+        # Only now: a system that comes up and is left again must not be rebooted into for ever.
+        kept = self._notes.kept
+        if kept.target and kept.target == self._outlook().booted:
+            with contextlib.suppress(LashdError):
+                self._notes.keep(replace(kept, target="", boots=()))
         await self._go(now=False)
         self.poke()
 
@@ -339,10 +344,6 @@ class Rebooter:
         if asked.request is not None and not outlook.target:
             log.info("Nothing is left to boot into, so the reboot that was asked for is forgotten")
             self._notes.ask(Asked(asked.boot, None, asked.started))
-        kept = self._notes.kept
-        if kept.target and kept.target == outlook.booted:
-            with contextlib.suppress(LashdError):
-                self._notes.keep(replace(kept, target="", boots=()))
 
 
 def _refusal(decision: Decision) -> LashdError:

@@ -33,6 +33,10 @@ class Do(StrEnum):
     WAIT = "wait"
 
 
+# Steps that write down something.
+MEMORY = frozenset({Do.OWE, Do.SETTLE, Do.COUNT, Do.FORGET_ORDER})
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """`deployment` is what BIND is about; WAIT is over at `until`, or when something happens (None: only then)."""
@@ -71,6 +75,7 @@ class Facts:
     remembered: bool = False  # `owed` says all of the staged deployment
     nextroot: str | None = None  # key of what a soft reboot would bring up
     gone_since: float | None = None  # since when nothing is staged, when something was
+    memory: bool = True  # what is to be remembered can be written
     busy: bool = False  # a job changes the host
     look: Look | None = None
     not_before: Mapping[str, float] = field(default_factory=dict)  # key → when it may be tried again
@@ -82,7 +87,7 @@ def next_step(facts: Facts) -> Step:
         return Step(Do.HOLD)
     if facts.holds and facts.nextroot is not None and not _may_pass(facts, facts.nextroot):
         return Step(Do.TAKE_DOWN)
-    return _memory(facts) or _work(facts)
+    return (_memory(facts) if facts.memory else None) or _work(facts)
 
 
 def released_by_order(facts: Facts) -> bool:
@@ -129,15 +134,31 @@ def _memory(facts: Facts) -> Step | None:
             return Step(Do.FORGET_ORDER)
         return None
     dropped = _dropped(facts)
-    if facts.order is not None and dropped:
+    if facts.order is not None and dropped and not _about_owed(facts.order, facts):
         return Step(Do.FORGET_ORDER)
     if owed is None:
         return None
-    if owed.deployment in facts.installed or (facts.booted is not None and facts.booted.checksum == owed.checksum):
+    if owed.deployment in facts.installed or (facts.booted is not None and not _owed_to(facts.booted, owed)):
+        return Step(Do.SETTLE)
+    if owed.boot != facts.boot and facts.following is not None:
+        # Since it was lost, somebody has chosen what boots next: to stage it again would undo that.
         return Step(Do.SETTLE)
     if owed.boot == facts.boot:
         return Step(Do.SETTLE) if dropped else None
     return Step(Do.COUNT) if owed.counted != facts.boot else None
+
+
+def _owed_to(booted: Deployment, owed: Owed) -> bool:
+    """Whether `owed` is still the next system of what runs: not when it runs itself, or something else came instead."""
+    return booted.checksum != owed.checksum and owed.base in ("", booted.checksum)
+
+
+def _about_owed(order: Order, facts: Facts) -> bool:
+    """Whether `order` keeps back what was lost in a reboot, and is about to be staged again."""
+    owed = facts.owed
+    if owed is None or owed.boot == facts.boot or not order.hold:
+        return False
+    return order.deployment.partition(".")[0] == owed.checksum and order.digest == owed.digest
 
 
 def _dropped(facts: Facts) -> bool:

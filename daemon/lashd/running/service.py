@@ -42,6 +42,9 @@ ITSELF = Initiator(0, "lashd.service", "lashd")
 _WHEN_TO_REBOOT = {"when-ready": "ready", "window": "window"}
 
 
+_LOOK_SECONDS = 60.0
+
+
 class Listener(Protocol):
     def state_changed(self) -> None: ...
 
@@ -137,10 +140,9 @@ class Service(Reader):
 
     def rollback(self, options: Options, initiator: Initiator) -> tuple[Job, bool]:
         async def work(job: Job) -> Outcome:
-            dropping = options.get("drop-staged", False) and self._walk.deployment(Role.STAGED) is not None
             facts = await self._walk.roll_back(drop_staged=options.get("drop-staged", False), report=job.report)
-            if dropping:
-                await self._forget_staged()
+            # Neither what was dropped nor what a reboot has lost before may come back over it.
+            await self._forget_staged()
             return Outcome(facts is not None, facts or {})
 
         return self._start("rollback", work, initiator, options)
@@ -263,8 +265,11 @@ class Service(Reader):
             deployment = booted()
             return deployment is not None and self._view.decision(deployment).release
 
-        def clean_up() -> Job:
-            return self.collect({}, ITSELF)[0]
+        async def clean_up() -> bool:
+            job, _ = self.collect({}, ITSELF)
+            while (result := (await job.wait(_LOOK_SECONDS))[0]) == "running":
+                pass
+            return result in ("success", "unchanged")
 
         return Aftercare(
             self.settings.paths.state,

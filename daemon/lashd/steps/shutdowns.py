@@ -62,9 +62,18 @@ class Shutdowns:
 
 
 def owing(
-    staged: Deployment, before: Owed | None, origin: str, kargs: tuple[str, ...] | None, boot: str, now: int
+    staged: Deployment,
+    before: Owed | None,
+    origin: str,
+    kargs: tuple[str, ...] | None,
+    boot: str,
+    now: int,
+    booted: Deployment | None,
 ) -> Owed:
-    """What is owed once `staged` was seen in `boot`; the same system staged once more has been waiting since then."""
+    """What is owed once `staged` was seen in `boot`; the same one staged again has been waiting since then.
+
+    `booted` is what runs then.
+    """
     same = before is not None and (
         before.checksum == staged.checksum or (bool(staged.digest) and before.digest == staged.digest)
     )
@@ -80,6 +89,7 @@ def owing(
         wasted=known.wasted if known else 0,
         counted=known.counted if known else "",
         kargs=kargs,
+        base=booted.checksum if booted else "",
     )
 
 

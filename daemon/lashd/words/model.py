@@ -276,3 +276,4 @@ class Owed:
     wasted: int = 0  # reboots in a row that did not bring it up
     counted: str = ""  # id of the boot in which its loss was last counted
     kargs: tuple[str, ...] | None = None  # kernel arguments it was staged with; None: those of the booted one
+    base: str = ""  # checksum of the system that ran when it was staged: it is owed to that one only
