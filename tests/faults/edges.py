@@ -34,9 +34,7 @@ def run(world: World, moments: int = 30, most: int = 1000) -> list[Row]:
     print(f"{len(found)} edges:")
     for number, what in enumerate(found, 1):
         print(f"  {number} {what}")
-    chosen = sorted({round(1 + at * (len(found) - 1) / max(1, most - 1)) for at in range(min(most, len(found)))})
-    if most >= len(found):
-        chosen = list(range(1, len(found) + 1))
+    chosen = range(1, len(found) + 1, -(-len(found) // most))
     daemon, host, rebooted = (
         Row("daemon killed at every edge: goes on by itself"),
         Row("host killed at every edge"),

@@ -95,6 +95,16 @@ def host(new_host: Callable[[], Host]) -> Host:
     return made
 
 
+@pytest.fixture(scope="module")
+def booted(installed_disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """One host on v1 for those tests of a module that do not reboot it."""
+    directory = tmp_path_factory.mktemp("booted")
+    disk.copy(installed_disk, directory / "disk.img")
+    with Host(_name(), directory) as made:
+        made.start()
+        yield made
+
+
 @pytest.fixture
 def host_registry(host: Host, host_images: HostImages, tmp_path: Path) -> Iterator[Registry]:
     """A registry that only `host` can reach, under the address its images name, holding v1 and what it binds."""

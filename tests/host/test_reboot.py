@@ -7,11 +7,9 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
-from demo import disk
 from demo.host import Host
 from demo.shell import end, start
 
@@ -97,16 +95,6 @@ async def main():
         print(error.name, error.message)
 asyncio.run(main())
 """
-
-
-@pytest.fixture(scope="module")
-def booted(installed_disk: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    """One host for the tests that do not reboot it."""
-    directory = tmp_path_factory.mktemp("inhibited")
-    disk.copy(installed_disk, directory / "disk.img")
-    with Host(f"inhibit-{directory.parent.name}", directory) as host:
-        host.start()
-        yield host
 
 
 def test_inhibitors(booted: Host) -> None:

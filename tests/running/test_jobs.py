@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -134,9 +135,16 @@ async def test_cancel_ends_as_cancelled(table: Jobs, steps: int) -> None:
     job.cancel()
 
 
-async def test_protected_job_cannot_be_cancelled(table: Jobs) -> None:
+@pytest.mark.parametrize(
+    "begin",
+    [
+        pytest.param(lambda job: job.protect(), id="protected"),
+        pytest.param(lambda job: job.report(StageStarted(Stage.ROLL_BACK)), id="changing the boot order"),
+    ],
+)
+async def test_what_cannot_be_cancelled(table: Jobs, begin: Callable[[Job], None]) -> None:
     async def work(job: Job) -> Outcome:
-        job.protect()
+        begin(job)
         await asyncio.sleep(0.05)
         return Outcome(changed=True)
 
@@ -184,20 +192,6 @@ async def test_finished_jobs_leave_after_a_while(table: Jobs, monkeypatch: pytes
     assert table.get(job.id) is job
     await asyncio.sleep(0.05)
     assert table.get(job.id) is None
-
-
-async def test_changing_the_boot_order_cannot_be_cancelled(table: Jobs) -> None:
-    async def work(job: Job) -> Outcome:
-        job.report(StageStarted(Stage.ROLL_BACK))
-        await asyncio.sleep(0.05)
-        return Outcome(changed=True)
-
-    job, _ = table.start("rollback", work, ROOT, {})
-    await asyncio.sleep(0.01)
-    with pytest.raises(LashdError) as caught:
-        job.cancel()
-    assert caught.value.name is ErrorName.NOT_CANCELLABLE
-    assert (await job.wait(1))[0] == "success"
 
 
 async def test_what_yields_makes_room_and_ends_first() -> None:

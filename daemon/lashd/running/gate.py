@@ -21,14 +21,14 @@ from pathlib import Path
 # Plugins of pydantic are looked for on the whole disk, and there is no use for them here.
 os.environ["PYDANTIC_DISABLE_PLUGINS"] = "1"
 
-from lashd.running.judge import Judge, Reason, lock_of
+from lashd.running.judge import Judge, Reason
 from lashd.running.nextboot import RESTORED, check_boot_order, check_soft_reboot, put_first_now
 from lashd.steps.decide import UNKNOWN
 from lashd.steps.shutdowns import Shutdowns, boot_id, owing
 from lashd.things.manager import STOPPING, system_state
 from lashd.things.ostree.deployments import OstreeSysroot
 from lashd.things.ostree.facts import staged_arguments
-from lashd.things.ostree.lockfile import STAGED, Lock, remove_lock, write_lock
+from lashd.things.ostree.lockfile import STAGED, Lock, look_at_lock, remove_lock, write_lock
 from lashd.things.ostree.nextroot import NEXTROOT
 from lashd.words import files
 from lashd.words.config import Settings, load
@@ -116,7 +116,7 @@ class Gate:
 
     def _staged(self, staged: Deployment, note: bytes, everything: tuple[Deployment, ...]) -> Verdict:
         # The hold came first, without us; this is for whoever starts the gate in another way.
-        if lock_of(self._settings) is None:
+        if look_at_lock(self._run) is None:
             write_lock(self._run, Lock(staged.key))
         judged = self._judge.judge(staged)
         if not staged.foreign_lock and self._settings.gate.policy != "off":
@@ -138,7 +138,7 @@ class Gate:
 
     def _let_through(self, note: bytes) -> bool:
         """Take our lock away, and only ours, if `note` still says what is staged. Answers whether that was so."""
-        lock = lock_of(self._settings)
+        lock = look_at_lock(self._run)
         if note != self._note() or (lock is not None and not lock.ours):
             return False
         self._settings.paths.run.mkdir(parents=True, exist_ok=True)

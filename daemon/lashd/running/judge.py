@@ -10,7 +10,7 @@ from lashd.steps.decide import UNKNOWN, Decision, at_shutdown
 from lashd.steps.evidence import Evidence, gather
 from lashd.steps.record import Records
 from lashd.steps.shutdowns import Shutdowns
-from lashd.things.ostree.lockfile import Lock, read_lock
+from lashd.things.ostree.lockfile import look_at_lock
 from lashd.things.store import Store
 from lashd.words import files
 from lashd.words.config import Settings
@@ -53,7 +53,7 @@ class Judge:
     def _look(self, deployment: Deployment) -> Judged:
         staged = Role.STAGED in deployment.roles
         evidence = self._evidence(deployment, installed=not staged)
-        lock = lock_of(self._settings) if staged else None
+        lock = look_at_lock(self._settings.paths.ostree_run) if staged else None
         decision = at_shutdown(
             deployment,
             evidence.decision,
@@ -85,11 +85,3 @@ class Judge:
         except LashdError as error:
             # Without a record the daemon reads all layers again; they are there all the same.
             print(error.message, flush=True)
-
-
-def lock_of(settings: Settings) -> Lock | None:
-    """The lock on what is staged; one that cannot be read is not ours."""
-    try:
-        return read_lock(settings.paths.ostree_run)
-    except OSError:
-        return Lock()

@@ -6,19 +6,10 @@ Two small JSON files, each replaced whole. What cannot be read counts as not the
 
 from __future__ import annotations
 
-import errno
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from pydantic import TypeAdapter
-
-from lashd.words import files
-from lashd.words.errors import ErrorName, LashdError
-
-_LIMIT = 64 * 1024
-_T = TypeVar("_T", "Asked", "Kept")
+from lashd.words.notes import read_note, write_note
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,39 +69,18 @@ class Notes:
         self._asked_file = run / "reboot.json"
         self._kept_file = state / "reboot.json"
         self.boot = boot
-        asked = _read(self._asked_file, Asked)
+        asked = read_note(self._asked_file, Asked) or Asked()
         # /run outlives a soft reboot, and so does the kernel's id of the boot: what was asked for then is checked.
         self.asked = asked if asked.boot == boot else Asked(boot)
-        self.kept = _read(self._kept_file, Kept)
+        self.kept = read_note(self._kept_file, Kept) or Kept()
 
     def ask(self, asked: Asked) -> None:
         if asked != self.asked:
-            _write(self._asked_file, asked)
+            write_note(self._asked_file, asked, mode=0o600)
             self.asked = asked
 
     def keep(self, kept: Kept) -> None:
         """Durable when this returns."""
         if kept != self.kept:
-            _write(self._kept_file, kept)
+            write_note(self._kept_file, kept, mode=0o600)
             self.kept = kept
-
-
-def _read(path: Path, kind: type[_T]) -> _T:
-    try:
-        return TypeAdapter(kind).validate_json(files.read_small(path, _LIMIT))
-    except (OSError, ValueError):
-        return kind()
-
-
-def _write(path: Path, value: Asked | Kept) -> None:
-    try:
-        if not path.parent.is_dir():
-            path.parent.mkdir(parents=True)
-            files.sync_directory(path.parent.parent)
-        files.write_durably(path, json.dumps(asdict(value), indent=1).encode() + b"\n", mode=0o600)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise LashdError(
-            ErrorName.NO_SPACE if full else ErrorName.INTERNAL,
-            f"The file {path} could not be written: {error.strerror}.",
-        ) from error

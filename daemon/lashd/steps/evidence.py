@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import datetime
 
 from lashd.steps.adopt import own_digest
 from lashd.steps.decide import UNKNOWN, Decision, decide
@@ -65,11 +64,7 @@ def gather(
 
 def came_between(layer: StoredLayer, since: float, now: float) -> bool:
     """Whether this copy of the layer was put into the store then, by the store's own word."""
-    try:
-        created = datetime.fromisoformat(layer.created)
-        return created.tzinfo is not None and since <= created.timestamp() <= now
-    except (ValueError, OverflowError):
-        return False
+    return layer.arrived is not None and since <= layer.arrived <= now
 
 
 def _recorded(deployment: Deployment, store: Store, records: Records) -> tuple[Record | None, frozenset[str]]:

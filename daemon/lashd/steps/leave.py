@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from lashd.steps.keep import Kept
 from lashd.things.standing import Standing
@@ -185,7 +184,7 @@ class _Sorter:
             return f"It is used by {self._standing.layers[layer.id]}."
         if layer.id in self._kept.layers:
             return "It belongs to an image that a deployment is bound to."
-        if self._is_new(layer.id, _seconds(layer.created, self._now)):
+        if self._is_new(layer.id, self._now if layer.arrived is None else layer.arrived):
             return "It came less than an hour ago, and its image may still be on its way."
         return parts
 
@@ -212,10 +211,3 @@ def _home(name: str) -> str:
 
 def _own_first(tag: Reference) -> tuple[bool, str]:
     return not tag.tag.startswith(_KEPT_TAG), tag.tag
-
-
-def _seconds(created: str, unknown: float) -> float:
-    try:
-        return datetime.fromisoformat(created).timestamp()
-    except ValueError:
-        return unknown

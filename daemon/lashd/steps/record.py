@@ -8,7 +8,6 @@ that what it vouches for has survived whatever came later; a file that cannot be
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from lashd.things.store import StoredLayer
 from lashd.words import files
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import Record, RecordedImage
+from lashd.words.notes import unwritable
 
 VERSION = 1
 _LIMIT = 16 * 1024 * 1024
@@ -87,7 +87,7 @@ class Records:
                 files.sync_directory(self._directory.parent)
             files.write_durably(path, content)
         except OSError as error:
-            raise _cannot("written", path, error) from error
+            raise unwritable(path, "written", error) from error
 
     def remove(self, key: str) -> None:
         """Forget the record of `key`, durably; nothing happens when there is none."""
@@ -98,7 +98,7 @@ class Records:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise _cannot("removed", path, error) from error
+            raise unwritable(path, "removed", error) from error
 
     def vouched(self, layers: Mapping[str, StoredLayer] | None = None) -> frozenset[str]:
         """Ids of the layers that a record vouches for.
@@ -178,11 +178,3 @@ def _why(error: Exception) -> str:
         detail = error.errors()[0]
         return f"{'.'.join(str(part) for part in detail['loc']) or 'it'}: {detail['msg']}"
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
-
-
-def _cannot(what: str, path: Path, error: OSError) -> LashdError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return LashdError(
-        ErrorName.NO_SPACE if full else ErrorName.INTERNAL,
-        f"The record {path} could not be {what}: {error.strerror}.",
-    )

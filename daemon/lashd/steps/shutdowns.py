@@ -7,22 +7,12 @@ sees itself.
 
 from __future__ import annotations
 
-import errno
-import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
 
-from pydantic import TypeAdapter
-
-from lashd.words import files
-from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import Deployment, Order, Owed, Verdict
+from lashd.words.notes import read_note, remove_note, write_note
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_LIMIT = 1024 * 1024
-
-_T = TypeVar("_T", Verdict, Owed, Order)
 
 
 class Shutdowns:
@@ -36,29 +26,29 @@ class Shutdowns:
 
     def verdict(self) -> Verdict | None:
         """What the gate decided at the last shutdown that it saw."""
-        return _read(self._verdict, Verdict)
+        return read_note(self._verdict, Verdict)
 
     def write_verdict(self, verdict: Verdict) -> None:
-        _write(self._verdict, verdict)
+        write_note(self._verdict, verdict)
 
     def owed(self) -> Owed | None:
         """The deployment that was staged and has not been booted yet."""
-        return _read(self._owed, Owed)
+        return read_note(self._owed, Owed)
 
     def owe(self, owed: Owed | None) -> None:
         """Remember `owed`, or with None that nothing is owed any more; durable when this returns."""
-        _write(self._owed, owed)
+        _keep(self._owed, owed)
 
     def order(self) -> Order | None:
         """What an operator said about a staged deployment; whoever uses it compares deployment and digest."""
-        return _read(self._release, Order) or _read(self._hold, Order)
+        return read_note(self._release, Order) or read_note(self._hold, Order)
 
     def give_order(self, order: Order | None) -> None:
         """Replace whatever was ordered before; None takes it back."""
         hold = order if order is not None and order.hold else None
         # The stricter one goes last: killed in between, a hold stays.
-        _write(self._release, None if order is hold else order)
-        _write(self._hold, hold)
+        _keep(self._release, None if order is hold else order)
+        _keep(self._hold, hold)
 
 
 def owing(
@@ -98,27 +88,8 @@ def boot_id() -> str:
     return BOOT_ID.read_text(encoding="ascii").strip()
 
 
-def _read(path: Path, kind: type[_T]) -> _T | None:
-    try:
-        return TypeAdapter(kind).validate_json(files.read_small(path, _LIMIT))
-    except (OSError, ValueError):
-        return None
-
-
-def _write(path: Path, value: Verdict | Owed | Order | None) -> None:
-    try:
-        if value is None:
-            path.unlink(missing_ok=True)
-            if path.parent.is_dir():
-                files.sync_directory(path.parent)
-            return
-        if not path.parent.is_dir():
-            path.parent.mkdir(parents=True)
-            files.sync_directory(path.parent.parent)
-        files.write_durably(path, json.dumps(asdict(value), indent=1).encode() + b"\n")
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise LashdError(
-            ErrorName.NO_SPACE if full else ErrorName.INTERNAL,
-            f"The file {path} could not be written: {error.strerror}.",
-        ) from error
+def _keep(path: Path, value: Owed | Order | None) -> None:
+    if value is None:
+        remove_note(path)
+    else:
+        write_note(path, value)

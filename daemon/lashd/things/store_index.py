@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
@@ -41,6 +42,15 @@ class StoredLayer:
     toc_digest: str | None
     incomplete: bool
     created: str = ""
+
+    @property
+    def arrived(self) -> float | None:
+        """`created` in seconds since the epoch; None when the store does not say it, or not in which time zone."""
+        try:
+            moment = datetime.fromisoformat(self.created)
+            return moment.timestamp() if moment.tzinfo is not None else None
+        except (ValueError, OverflowError):
+            return None
 
 
 @dataclass(frozen=True, slots=True)

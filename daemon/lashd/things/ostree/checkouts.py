@@ -8,14 +8,12 @@ now. Whoever removes what no deployment needs must count them.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection
 from pathlib import Path
 
+from lashd.things.ostree.deployments import DEPLOYMENT_NAME
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import Deployment
-
-_NAME = re.compile(r"(?P<checksum>[0-9a-f]{64})\.(?P<serial>[0-9]{1,9})")
 
 
 def unlisted(sysroot: Path, listed: Collection[Deployment]) -> tuple[Deployment, ...]:
@@ -29,7 +27,7 @@ def unlisted(sysroot: Path, listed: Collection[Deployment]) -> tuple[Deployment,
     try:
         for stateroot in sorted(_directories(place)):
             for name in sorted(_directories(place / stateroot / "deploy")):
-                match = _NAME.fullmatch(name)
+                match = DEPLOYMENT_NAME.fullmatch(name)
                 if match is not None and (stateroot, f"{match['checksum']}.{int(match['serial'])}") not in known:
                     root = place / stateroot / "deploy" / name
                     found.append(Deployment(stateroot, match["checksum"], int(match["serial"]), root))

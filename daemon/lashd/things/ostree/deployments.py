@@ -14,12 +14,12 @@ from pathlib import Path
 
 from lashd.things.gvariant import parse
 from lashd.things.ostree.facts import CommitFacts, boot_links, commit_facts, parse_origin, read
-from lashd.things.ostree.lockfile import LOCK, STAGED, Lock, read_lock
+from lashd.things.ostree.lockfile import LOCK, STAGED, look_at_lock
 from lashd.words.config import Settings
 from lashd.words.model import Deployment, Role
 
 _LINK = re.compile(r"/ostree/boot\.[01]/(?P<stateroot>[^/]+)/[^/]+/[0-9]+")
-_NAME = re.compile(r"(?P<checksum>[0-9a-f]{64})\.(?P<serial>[0-9]{1,9})")
+DEPLOYMENT_NAME = re.compile(r"(?P<checksum>[0-9a-f]{64})\.(?P<serial>[0-9]{1,9})")
 _COMMITS_KEPT = 256
 
 
@@ -90,7 +90,7 @@ class OstreeSysroot:
     def _from_link(self, link: str, booted: tuple[int, int] | None) -> Deployment | None:
         match = _LINK.fullmatch(link)
         try:
-            name = _NAME.fullmatch((self._sysroot / link[1:]).readlink().name) if match else None
+            name = DEPLOYMENT_NAME.fullmatch((self._sysroot / link[1:]).readlink().name) if match else None
             found = (self._sysroot / link[1:]).stat()
         except OSError:
             return None
@@ -108,7 +108,7 @@ class OstreeSysroot:
                 return None
         except (ValueError, KeyError, TypeError):
             return None
-        if "/" in stateroot or stateroot in ("", ".", "..") or not _NAME.fullmatch(name):
+        if "/" in stateroot or stateroot in ("", ".", "..") or not DEPLOYMENT_NAME.fullmatch(name):
             return None
         deployment = self._deployment(stateroot, name, {Role.STAGED})
         locked, declared, foreign = _hold(self._run, name, key_set=state.get("locked") is True)
@@ -141,10 +141,7 @@ def _hold(run: Path, key: str, *, key_set: bool) -> tuple[bool, bool, bool]:
 
     `key_set`: its own file says that it is locked.
     """
-    try:
-        lock = read_lock(run)
-    except OSError:
-        lock = Lock()  # there is one, and whose it is cannot be seen
+    lock = look_at_lock(run)
     if lock is None:
         return key_set, False, key_set
     declared = lock.is_for(key) and lock.ready and not key_set

@@ -59,6 +59,14 @@ def read_lock(ostree_run: Path) -> Lock | None:
     return Lock(lines[1], "key" in lines[2:], "ready" in lines[2:])
 
 
+def look_at_lock(ostree_run: Path) -> Lock | None:
+    """As `read_lock`, for whoever only looks: a lock that cannot be read is somebody else's. Never raises."""
+    try:
+        return read_lock(ostree_run)
+    except OSError:
+        return Lock()
+
+
 def write_lock(ostree_run: Path, lock: Lock, *, take_over: bool = False) -> Lock:
     """Set the lock, replacing one of ours; somebody else's stays unless `take_over`.
 
