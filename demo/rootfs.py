@@ -78,7 +78,9 @@ def build(root: Path) -> None:
     half = root.with_name(root.name + ".half")
     if half.exists():
         shutil.rmtree(half)
-    argv = ["mmdebstrap", *OPTIONS, f"--include={','.join(PACKAGES)}"]
+    # It mounts /proc, /sys and more below. Ended half way, that would stay for whoever then removes the checkout.
+    argv = ["unshare", "--mount", "--propagation", "private", "--", "mmdebstrap"]
+    argv += [*OPTIONS, f"--include={','.join(PACKAGES)}"]
     argv += [f"--aptopt={line}" for line in apt_settings()]
     argv += [SUITE, str(half), mirror()]
     print(

@@ -19,6 +19,9 @@ from lashd.words.errors import ErrorName, LashdError
 
 # A child that ignores SIGTERM for this long is killed.
 GRACE_SECONDS = 3.0
+# What was killed is gone in an instant, unless the kernel holds it (a dead disk): after so many looks, 5 ms apart,
+# nobody waits for it any more.
+KILLED_LOOKS = 400
 # Enough of standard error to explain any failure, and never the whole of a babbling child.
 STDERR_LIMIT = 64 * 1024
 
@@ -143,8 +146,19 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         _signal_group(process.pid, signal.SIGKILL)
     if process.returncode is None:
         await process.wait()
+    for _ in range(KILLED_LOOKS):
+        # Whatever else was in the group is nobody's child here: it cannot be waited for, only asked after.
+        if not _signal_group(process.pid, 0):
+            break
+        await asyncio.sleep(0.005)
 
 
-def _signal_group(leader: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
+def _signal_group(leader: int, number: int) -> bool:
+    """Send signal `number` to the group of `leader` (0 sends nothing): whether anything is left in that group."""
+    try:
         os.killpg(leader, number)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
