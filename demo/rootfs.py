@@ -23,7 +23,7 @@ PACKAGES = (
     *("ostree", "ostree-boot", "skopeo", "podman", "crun", "netavark"),
     # what lashd needs at run time
     *("python3", "python3-gi", "gir1.2-ostree-1.0", "python3-dbus-next"),
-    *("python3-pydantic", "python3-systemd", "python3-rich"),
+    *("python3-pydantic", "python3-msgspec", "python3-systemd", "python3-rich"),
     # the application inside the container images
     "busybox-static",
 )

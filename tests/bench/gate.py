@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from lashd.things.ostree.deployments import OstreeSysroot
@@ -17,12 +20,12 @@ from tests.support.staged import play_booted
 REPOSITORY = Path(__file__).resolve().parents[2]
 # As the program does it, but for where the host is.
 _PROGRAM = """
-import sys
+import json, sys
 sys.path.insert(0, sys.argv[1])
 from lashd.running.gate import Gate
 from lashd.things.ostree.deployments import OstreeSysroot
-from lashd.words.config import Settings
-settings = Settings.model_validate_json(sys.argv[2])
+from lashd.words.config import settings_from
+settings = settings_from(json.loads(sys.argv[2]))
 sysroot = OstreeSysroot(settings)
 sysroot.booted = True
 print(Gate(settings, sysroot=sysroot).shut_down().result.value)
@@ -36,7 +39,14 @@ async def gate(work: Path, repeats: int) -> list[Figure]:
         await furnish(registry, settings, IMAGES)
     play_booted(settings, OstreeSysroot(settings).deployments()[0])
     hold = ["sh", REPOSITORY / "packaging/libexec/hold", settings.paths.ostree_run, settings.paths.run]
-    argv = [sys.executable, "-I", "-c", _PROGRAM, REPOSITORY / "daemon", settings.model_dump_json()]
+    argv = [
+        sys.executable,
+        "-I",
+        "-c",
+        _PROGRAM,
+        REPOSITORY / "daemon",
+        json.dumps(asdict(settings), default=os.fspath),
+    ]
     spent: list[float] = []
     for number in range(max(4 * repeats, 12) + 1):
         subprocess.run(hold, check=True)

@@ -49,11 +49,11 @@ async def by_lashd(request: dict[str, Any]) -> dict[str, Any]:
     from lashd.steps.record import Records
     from lashd.things.store import Store
     from lashd.words import run
-    from lashd.words.config import Settings
+    from lashd.words.config import settings_from
     from lashd.words.model import Deployment
     from lashd.words.progress import ignore
 
-    settings = Settings.model_validate(
+    settings = settings_from(
         {
             "host": {"sysroot": BASE / "sysroot"},
             "paths": {"state": BASE / "state", "run": "/run/lashd"},
@@ -101,7 +101,7 @@ async def by_lashd(request: dict[str, Any]) -> dict[str, Any]:
 def walk_warm(walk: Any, deployment: Any) -> Any:
     from lashd.steps.discover import discover
 
-    found = discover(deployment.root)
+    found = discover(deployment.root, deployment.merges)
     walk.states(deployment, found)
     return found
 

@@ -16,7 +16,7 @@ from lashd.running.walk import Walk
 from lashd.steps.record import Records
 from lashd.things.host import HostBackend, find_host
 from lashd.things.store import Store
-from lashd.words.config import Settings
+from lashd.words.config import Settings, settings_from
 from lashd.words.model import HostImage
 from lashd.words.progress import ignore
 from tests.bench.measure import Figure, median
@@ -77,7 +77,7 @@ def settings_below(work: Path) -> Settings:
     names = {name: work / name for name in ("state", "run", "ostree_run", "root")}
     for path in names.values():
         path.mkdir(exist_ok=True)
-    return Settings.model_validate({"host": {"sysroot": sysroot}, "paths": names, "pull": {"reserve_bytes": 0}})
+    return settings_from({"host": {"sysroot": sysroot}, "paths": names, "pull": {"reserve_bytes": 0}})
 
 
 async def furnish(registry: Registry, settings: Settings, images: int) -> str:

@@ -112,12 +112,8 @@ def host(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) ->
     deployment = Deployment("default", "a" * 64, 0, made.root, frozenset([Role.BOOTED]))
     other = replace(deployment, serial=1, root=tmp_path / "nowhere", roles=frozenset([Role.STAGED]))
 
-    class Backend:
-        def deployments(self) -> tuple[Deployment, ...]:
-            return other, deployment
-
     # Only a host that was really booted has a booted deployment: see tests/host/test_activate.py.
-    monkeypatch.setattr(module, "find_host", lambda settings: Backend())
+    monkeypatch.setattr(module, "find_deployments", lambda settings: (other, deployment))
     # It is set for the children of the program, which ends then.
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     return made
@@ -165,7 +161,7 @@ def test_a_host_that_is_none_of_ours(host: Booted, monkeypatch: pytest.MonkeyPat
     def unsupported(settings: Settings) -> None:
         raise LashdError(ErrorName.UNSUPPORTED_HOST)
 
-    monkeypatch.setattr(module, "find_host", unsupported)
+    monkeypatch.setattr(module, "find_deployments", unsupported)
     assert host.activate() == host.activate("--check") == 0
 
 
@@ -267,13 +263,13 @@ def test_by_the_strict_setting_a_unit_with_a_wrong_name_is_barred(
     systemd = host.settings.paths.root / "run/systemd"
     (systemd / "journal").mkdir(parents=True)
     started: list[tuple[str, ...]] = []
-    real = activation.run
+    real = runner.run
 
     async def run(argv: list[str], *, timeout: float) -> runner.Completed:
         started.append(tuple(argv))
         return await real(["true"], timeout=timeout)
 
-    monkeypatch.setattr(activation, "run", run)
+    monkeypatch.setattr(runner, "run", run)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
         with contextlib.chdir(systemd / "journal"):  # a socket's path may not be long
             journal.bind("socket")

@@ -40,7 +40,7 @@ def store(tmp_path: Path, settings: Settings) -> Store:
 
 @pytest.fixture
 def fast(settings: Settings) -> Settings:
-    return settings.model_copy(update={"pull": PullSettings(backoff_seconds=0.01, stall_seconds=5)})
+    return replace(settings, pull=PullSettings(backoff_seconds=0.01, stall_seconds=5))
 
 
 def bound(text: str, **options: Any) -> BoundImage:
@@ -290,8 +290,8 @@ async def test_it_is_refused_before_the_first_byte(
     image = build([random_bytes(size, seed=9)])
     registry.push("a/one", image)
     sysroot = tmp_path / "sysroot" if where == "downloads" else small
-    paths = settings.paths.model_copy(update={"state": tmp_path / "state" if where == "store" else small})
-    asked = settings.model_copy(update={"pull": PullSettings(reserve_bytes=reserve), "paths": paths})
+    paths = replace(settings.paths, state=tmp_path / "state" if where == "store" else small)
+    asked = replace(settings, pull=PullSettings(reserve_bytes=reserve), paths=paths)
     store = Store(sysroot / "ostree/bootc/storage", tmp_path / "run", sysroot)
     made = await planned(store, asked, registry.reference("a/one", image.digest))
     status = os.statvfs(small)
@@ -311,7 +311,7 @@ async def test_only_so_many_compressed_layers_lie_about_at_once(
     store: Store, settings: Settings, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(planning, "unpacking_at_once", lambda: 1)
-    one = settings.model_copy(update={"pull": PullSettings(parallel=1)})
+    one = replace(settings, pull=PullSettings(parallel=1))
     images: list[Image] = [build([random_bytes(size, seed=size)]) for size in (10_000, 20_000, 30_000)]
     texts = [registry.reference(f"a/{size}", registry.push(f"a/{size}", each)) for size, each in enumerate(images)]
     made = await planned(store, one, *texts)

@@ -7,6 +7,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ NO_OPTIONS = PullOptions()
 
 
 def with_(settings: Settings, **pull: Any) -> Settings:
-    return settings.model_copy(update={"pull": PullSettings(**pull)})
+    return replace(settings, pull=PullSettings(**pull))
 
 
 async def copied(
@@ -216,8 +217,8 @@ def test_nothing_becomes_an_option(settings: Settings, tmp_path: Path) -> None:
 
 
 def test_a_booted_host_has_its_own_files(settings: Settings) -> None:
-    paths = settings.paths.model_copy(update={"root": Path("/")})
-    argv = inspect_argv(Reference("r.example", "a", "1"), NO_OPTIONS, settings.model_copy(update={"paths": paths}))
+    paths = replace(settings.paths, root=Path("/"))
+    argv = inspect_argv(Reference("r.example", "a", "1"), NO_OPTIONS, replace(settings, paths=paths))
     assert not [each for each in argv if each.startswith(("--policy", "--registries", "--tls"))]
 
 

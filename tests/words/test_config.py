@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from lashd.words.config import load
+from lashd.words.config import Settings, load
 from lashd.words.errors import ErrorName, LashdError
 
 
@@ -39,10 +40,19 @@ def test_order_of_weight(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[pull]\nparallel = 'many'\n", ["10-x.toml", "pull.parallel", "integer"]),
+        ("[pull]\nparallel = 'many'\n", ["10-x.toml", "pull.parallel", "Expected `int`"]),
         ("[pull]\nparalel = 3\n", ["10-x.toml", "pull.paralel"]),
         ("[pull]\nparallel = -1\n", ["10-x.toml", "pull.parallel"]),
-        ("[nonsense]\na = 1\n", ["nonsense"]),
+        ("[pull]\nparallel = true\n", ["10-x.toml", "pull.parallel", "Expected `int`"]),
+        ("[pull]\nparallel = 65\nattempts = 0\n", ["'pull.parallel': Expected `int` <= 64", "'pull.attempts'"]),
+        ("[pull]\nstall_seconds = 0\n", ["'pull.stall_seconds': Expected `float` > 0"]),
+        ("[pull]\nstall_seconds = nan\n", ["pull.stall_seconds"]),
+        ("[gate]\npolicy = 'of'\n", ["gate.policy", "'off'"]),
+        ("[gate]\nrestage = 'yes'\n", ["gate.restage", "Expected `bool`"]),
+        ("[host]\nsysroot = 3\n", ["host.sysroot", "path"]),
+        ("[reboot]\nwindows = 'Sat 02:00-04:00'\n", ["reboot.windows", "Expected `array`"]),
+        ("[nonsense]\na = 1\n", ["10-x.toml", "nonsense"]),
+        (f"a = {'[' * 5000}", ["10-x.toml"]),
         ("parallel = 1\n", ["10-x.toml", "'parallel'", "section"]),
         ("[pull\n", ["10-x.toml", "line 1"]),
         ("\udcff".encode(errors="surrogateescape").decode("latin-1"), ["10-x.toml"]),
@@ -54,3 +64,21 @@ def test_mistakes_are_named(tmp_path: Path, text: str, words: list[str]) -> None
     assert caught.value.name is ErrorName.INVALID_ARGUMENT
     for word in words:
         assert word in caught.value.message
+
+
+def test_what_may_be_written(tmp_path: Path) -> None:
+    text = "[pull]\nstall_seconds = 5\n[reboot]\nwindows = ['Sat 02:00-04:00']\n[gate]\npolicy = 'warn'\n"
+    settings = load([put(tmp_path / "etc", "10-x.toml", text)])
+    assert settings.pull.stall_seconds == 5.0
+    assert isinstance(settings.pull.stall_seconds, float)
+    assert settings.reboot.windows == ("Sat 02:00-04:00",)
+    assert settings.gate.policy == "warn"
+
+
+def test_files_that_hide_others_and_such_that_are_none(tmp_path: Path) -> None:
+    """Settings are read at boot and at shutdown: nothing in there may keep anyone waiting."""
+    usr = put(tmp_path / "usr", "10-a.toml", "[pull]\nparallel = 1\n")
+    etc = put(tmp_path / "etc", "20-b.toml", "")
+    (etc / "10-a.toml").symlink_to("/dev/null")
+    os.mkfifo(etc / "30-c.toml")
+    assert load([usr, etc]) == Settings()

@@ -11,13 +11,16 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from lashd.things.layers import LayerProblem, read_layers
 from lashd.things.store import Store, StoredImage, StoredLayer, StoreIndex
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import PlannedImage, RecordedImage
 from lashd.words.progress import ItemProgress, Report, Stage, StageStarted, ignore
 from lashd.words.reference import Reference
+
+if TYPE_CHECKING:
+    from lashd.things.layers import LayerProblem
 
 # So many images are described in one error, the others only named.
 _TOLD = 8
@@ -64,6 +67,8 @@ async def examine(
         for layer in finding.layers
         if deep or layer.id not in trusted
     ]
+    from lashd.things.layers import read_layers  # at boot and at shutdown no layer is read, and there is no time for it
+
     problems = await read_layers(store.root, doubtful)
     # What cannot be read again at all stays trusted, if it was: else it would be fetched for ever.
     problems = {layer: found for layer, found in problems.items() if found.damaged or layer not in trusted}

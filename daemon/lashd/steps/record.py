@@ -8,17 +8,18 @@ that what it vouches for has survived whatever came later; a file that cannot be
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from msgspec import Meta
 
 from lashd.things.store import StoredLayer
-from lashd.words import files
+from lashd.words import files, shape
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import Record, RecordedImage
 from lashd.words.notes import unwritable
@@ -26,13 +27,15 @@ from lashd.words.notes import unwritable
 VERSION = 1
 _LIMIT = 16 * 1024 * 1024
 _KEY = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,200}")
+_Digest = Annotated[str, Meta(pattern=r"^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})\Z")]
+_Id = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
-_Digest = Annotated[str, StringConstraints(pattern=r"^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})\z")]
-_Id = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}\z")]
 
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """As RecordedImage, whose names the fields have."""
 
-class _Image(BaseModel):
-    reference: Annotated[str, Field(min_length=1)]
+    reference: Annotated[str, Meta(min_length=1)]
     digest: _Digest
     image_id: _Id
     layers: tuple[_Id, ...] = ()
@@ -41,16 +44,15 @@ class _Image(BaseModel):
     stamps: tuple[str, ...] = ()
 
 
-class _File(BaseModel):
+@dataclass(frozen=True, slots=True)
+class _File:
     """What is in a file. Keys that a later version may add are ignored, a later `version` is not read at all."""
 
-    model_config = ConfigDict(frozen=True)
-
-    version: Annotated[int, Field(ge=1, le=VERSION)]
+    version: Annotated[int, Meta(ge=1, le=VERSION)]
     deployment: str
-    host_digest: str | None = None
     images: tuple[_Image, ...]
     created: int
+    host_digest: str | None = None
     adopted: bool = False
 
 
@@ -157,24 +159,25 @@ class Records:
 
 def print_record(record: Record) -> bytes:
     """The content of the file of `record`. Raises ValueError for what `parse_record` would not take."""
-    content = _File.model_validate({"version": VERSION, **asdict(record)})
-    return content.model_dump_json(indent=1).encode() + b"\n"
+    content = shape.shaped(_File, {"version": VERSION, **asdict(record)})
+    return json.dumps(asdict(content), indent=1).encode() + b"\n"
 
 
 def parse_record(content: bytes) -> Record:
-    """The record in a file's content. Raises ValueError (of pydantic) when it is none, or of a later version."""
-    file = _File.model_validate_json(content)
+    """The record in a file's content. Raises ValueError when it is none, or of a later version."""
+    file = shape.from_json(_File, content)
     return Record(
         deployment=file.deployment,
         host_digest=file.host_digest,
-        images=tuple(RecordedImage(**image.model_dump()) for image in file.images),
+        images=tuple(_recorded(image) for image in file.images),
         created=file.created,
         adopted=file.adopted,
     )
 
 
+def _recorded(image: _Image) -> RecordedImage:
+    return RecordedImage(**{each.name: getattr(image, each.name) for each in fields(image)})
+
+
 def _why(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        detail = error.errors()[0]
-        return f"{'.'.join(str(part) for part in detail['loc']) or 'it'}: {detail['msg']}"
     return (error.strerror if isinstance(error, OSError) else None) or str(error)

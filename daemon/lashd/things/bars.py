@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -65,5 +64,7 @@ def log_for(service: str, sentence: str, *, journal: Path) -> None:
     lines = {"MESSAGE": sentence.replace("\n", " "), "PRIORITY": "3", "SYSLOG_IDENTIFIER": "lashd"}
     lines["OBJECT_SYSTEMD_UNIT"] = service
     message = "".join(f"{key}={value}\n" for key, value in lines.items())
+    import socket  # not at an ordinary boot
+
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
         sender.sendto(message.encode(), os.fspath(journal))

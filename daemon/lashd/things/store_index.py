@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from msgspec import Struct, field
 
+from lashd.words import shape
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.reference import Reference
 
@@ -180,29 +181,27 @@ NOTHING_ID = hashlib.sha256(NOTHING).hexdigest()
 EMPTY = StoreIndex()
 
 
-class _Image(BaseModel):
+class _Image(Struct, frozen=True):
     id: str
     digest: str | None = None
     names: list[str] | None = None
     layer: str | None = None
-    big_data_digests: dict[str, str] | None = Field(None, alias="big-data-digests")
+    big_data_digests: dict[str, str] | None = field(name="big-data-digests", default=None)
 
 
-class _Layer(BaseModel):
+class _Layer(Struct, frozen=True):
     id: str
     parent: str | None = None
     created: str = ""
-    compressed_digest: str | None = Field(None, alias="compressed-diff-digest")
-    compressed_size: int = Field(0, alias="compressed-size")
-    uncompressed_digest: str | None = Field(None, alias="diff-digest")
-    uncompressed_size: int = Field(0, alias="diff-size")
-    toc_digest: str | None = Field(None, alias="toc-digest")
-    flags: dict[str, object] | None = None
+    compressed_digest: str | None = field(name="compressed-diff-digest", default=None)
+    compressed_size: int = field(name="compressed-size", default=0)
+    uncompressed_digest: str | None = field(name="diff-digest", default=None)
+    uncompressed_size: int = field(name="diff-size", default=0)
+    toc_digest: str | None = field(name="toc-digest", default=None)
+    flags: dict[str, Any] | None = None
 
 
 _Entry = TypeVar("_Entry", _Image, _Layer)
-_IMAGES = TypeAdapter(list[_Image])
-_LAYERS = TypeAdapter(list[_Layer])
 
 
 def parse_index(images: tuple[Path, bytes], *layers: tuple[Path, bytes]) -> StoreIndex:
@@ -211,19 +210,19 @@ def parse_index(images: tuple[Path, bytes], *layers: tuple[Path, bytes]) -> Stor
     Raises StoreDamaged naming the file.
     """
     return StoreIndex(
-        [_image(entry) for entry in _parse(_IMAGES, *images)],
-        [_layer(entry) for path, content in layers for entry in _parse(_LAYERS, path, content)],
+        [_image(entry) for entry in _parse(_Image, *images)],
+        [_layer(entry) for path, content in layers for entry in _parse(_Layer, path, content)],
     )
 
 
-def _parse(adapter: TypeAdapter[list[_Entry]], path: Path, content: bytes) -> list[_Entry]:
+def _parse(kind: type[_Entry], path: Path, content: bytes) -> list[_Entry]:
     if not content.strip():
         # containers-storage too takes an empty index for one that names nothing.
         return []
     try:
-        entries = adapter.validate_json(content)
-    except ValidationError as error:
-        raise DamagedIndex(path, str(error.errors()[0]["msg"])) from error
+        entries: list[_Entry] = shape.from_json(list[kind], content)  # type: ignore[valid-type]
+    except ValueError as error:
+        raise DamagedIndex(path, str(error)) from error
     for entry in entries:
         # Ids become file names.
         if not _ID.fullmatch(entry.id):

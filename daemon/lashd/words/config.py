@@ -9,24 +9,26 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from msgspec import Meta
 
-from lashd.words import window
+from lashd.words import shape, window
 from lashd.words.errors import ErrorName, LashdError
 
 DIRECTORIES = tuple(Path(base, "lashd/lashd.d") for base in ("/usr/lib", "/etc", "/run"))
 
+_LIMIT = 1024 * 1024  # bytes of one file
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+_Hour = Annotated[float, Meta(gt=0, le=3600)]  # seconds
+_Day = Annotated[float, Meta(gt=0, le=86400)]
 
 
-class HostSettings(_Section):
+@dataclass(frozen=True, slots=True)
+class HostSettings:
     """Where the host is. `sysroot` other than /sysroot is a sysroot that is not booted: no staging there."""
 
     backend: Literal["auto", "ostree"] = "auto"
@@ -34,37 +36,41 @@ class HostSettings(_Section):
     stateroot: str = ""  # for a sysroot that is not booted: the stateroot to deploy into, empty for the only one
 
 
-class PathSettings(_Section):
+@dataclass(frozen=True, slots=True)
+class PathSettings:
     state: Path = Path("/var/lib/lashd")  # records, partial downloads; must survive a reboot
     run: Path = Path("/run/lashd")  # what must not survive one
     ostree_run: Path = Path("/run/ostree")
     root: Path = Path("/")  # the running system, whose etc/, run/ and usr/lib are read for credentials and policy
 
 
-class PullSettings(_Section):
-    parallel: int = Field(0, ge=0, le=64)  # images at once; 0: chosen from the number of cores
-    attempts: int = Field(6, ge=1, le=100)  # how often one image is tried in one job
-    backoff_seconds: float = Field(1.0, gt=0, le=3600)  # before the second attempt; doubles, with jitter
-    backoff_limit_seconds: float = Field(60.0, gt=0, le=86400)
-    stall_seconds: float = Field(90.0, gt=0, le=3600)  # a transfer without a new byte for so long is ended
-    reserve_bytes: int = Field(512 * 1024 * 1024, ge=0)  # free space that a pull never takes
+@dataclass(frozen=True, slots=True)
+class PullSettings:
+    parallel: Annotated[int, Meta(ge=0, le=64)] = 0  # images at once; 0: chosen from the number of cores
+    attempts: Annotated[int, Meta(ge=1, le=100)] = 6  # how often one image is tried in one job
+    backoff_seconds: _Hour = 1.0  # before the second attempt; doubles, with jitter
+    backoff_limit_seconds: _Day = 60.0
+    stall_seconds: _Hour = 90.0  # a transfer without a new byte for so long is ended
+    reserve_bytes: Annotated[int, Meta(ge=0)] = 512 * 1024 * 1024  # free space that a pull never takes
 
 
-class GateSettings(_Section):
+@dataclass(frozen=True, slots=True)
+class GateSettings:
     """`policy`: hold what is not complete back, only `warn`, or `off` (nothing is held, nothing checked)."""
 
     policy: Literal["hold", "warn", "off"] = "hold"
     restage: bool = True  # stage again what a held reboot or a power cut has lost
     # Forbid reboots and shutdowns while a deployment is held: never, or once reboots were wasted on it.
     inhibit: Literal["never", "wasted"] = "never"
-    poll_seconds: float = Field(30.0, gt=0, le=3600)  # how often it is looked without being told to
-    retry_seconds: float = Field(30.0, gt=0, le=86400)  # before a bind that failed is tried again; doubles, with jitter
-    retry_limit_seconds: float = Field(1800.0, gt=0, le=86400)
+    poll_seconds: _Hour = 30.0  # how often it is looked without being told to
+    retry_seconds: _Day = 30.0  # before a bind that failed is tried again; doubles, with jitter
+    retry_limit_seconds: _Day = 1800.0
     # Names that are not what the booted deployment is bound to: keep their units from being started, or only warn.
     strict_names: bool = False
 
 
-class RebootSettings(_Section):
+@dataclass(frozen=True, slots=True)
+class RebootSettings:
     """When lashd starts the reboot by itself, once everything is ready."""
 
     when: Literal["never", "ready", "window"] = "never"
@@ -75,54 +81,23 @@ class RebootSettings(_Section):
     fleetlock_url: str = ""
     fleetlock_group: str = "default"
     fleetlock_id: str = ""  # empty: derived from /etc/machine-id
-    retry_seconds: float = Field(60.0, gt=0, le=86400)  # before a reboot that somebody blocked is tried again
-
-    @field_validator("windows")
-    @classmethod
-    def _windows(cls, windows: tuple[str, ...]) -> tuple[str, ...]:
-        for each in windows:
-            try:
-                window.parse(each)
-            except LashdError as error:
-                raise ValueError(error.message) from error
-        return windows
-
-    @field_validator("fleetlock_url")
-    @classmethod
-    def _address(cls, url: str) -> str:
-        # User and password would be shown to everyone who reads the state; the paths are the protocol's.
-        if url and not re.fullmatch(r"https?://([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[\w./~%+-]*)?", url, re.ASCII):
-            raise ValueError(
-                f"'{url}' is not the address of a FleetLock server, such as https://fleet.example.org/lock"
-            )
-        return url
-
-    @field_validator("fleetlock_group")
-    @classmethod
-    def _group(cls, group: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9.-]{1,256}", group):
-            raise ValueError(f"'{group}' is not the name of a FleetLock group: letters, digits, dots and hyphens")
-        return group
-
-    @field_validator("fleetlock_id")
-    @classmethod
-    def _id(cls, name: str) -> str:
-        if len(name) > 256 or not name.isprintable():
-            raise ValueError("the host's name at the FleetLock server is printable and has at most 256 characters")
-        return name
+    retry_seconds: _Day = 60.0  # before a reboot that somebody blocked is tried again
 
 
-class CollectSettings(_Section):
+@dataclass(frozen=True, slots=True)
+class CollectSettings:
     after_boot: bool = True  # once, after the first good boot of a new deployment
 
 
-class ToolSettings(_Section):
+@dataclass(frozen=True, slots=True)
+class ToolSettings:
     skopeo: str = "skopeo"
     ostree: str = "ostree"
     python: str = "/usr/bin/python3"  # the interpreter that has python3-gi and libostree's introspection data
 
 
-class Settings(_Section):
+@dataclass(frozen=True, slots=True)
+class Settings:
     host: HostSettings = HostSettings()
     paths: PathSettings = PathSettings()
     pull: PullSettings = PullSettings()
@@ -159,10 +134,81 @@ def load(directories: Iterable[Path] = DIRECTORIES) -> Settings:
             for key, value in keys.items():
                 merged.setdefault(section, {})[key] = value
                 origin[section, key] = path
-    try:
-        return Settings.model_validate(merged)
-    except ValidationError as error:
-        raise LashdError(ErrorName.INVALID_ARGUMENT, _explain(error, origin)) from error
+    return settings_from(merged, origin)
+
+
+def settings_from(
+    values: Mapping[str, Mapping[str, Any]], origin: Mapping[tuple[str, str], Path] | None = None
+) -> Settings:
+    """Settings from section → key → value; `origin` says which file a section's key is from.
+
+    Raises InvalidArgument that names every mistake.
+    """
+    sections: dict[str, Any] = {}
+    mistakes: list[str] = []
+    known: dict[str, Any] = {each.name: type(each.default) for each in fields(Settings)}
+    for section, keys in values.items():
+        if section not in known:
+            files = {place for (where, _), place in (origin or {}).items() if where == section}
+            mistakes.append(f"{', '.join(map(str, sorted(files))) or 'settings'}: there is no section '{section}'.")
+            continue
+        kinds = get_type_hints(known[section], include_extras=True)
+        found = {}
+        for key, value in keys.items():
+            try:
+                found[key] = _setting(f"{section}.{key}", kinds.get(key), value)
+            except ValueError as error:
+                file = (origin or {}).get((section, key), "settings")
+                mistakes.append(f"{file}: '{section}.{key}': {str(error).removesuffix('.')}.")
+        if not mistakes:
+            sections[section] = known[section](**found)
+    if mistakes:
+        raise LashdError(ErrorName.INVALID_ARGUMENT, " ".join(mistakes))
+    return Settings(**sections)
+
+
+def _setting(name: str, kind: Any, value: Any) -> Any:
+    if kind is None:
+        raise ValueError("there is no such setting")
+    if get_origin(kind) is Literal and value not in get_args(kind):
+        raise ValueError(f"it must be one of {', '.join(map(repr, get_args(kind)))}")
+    found = shape.shaped(kind, value)
+    if name in _CHECKS:
+        _CHECKS[name](found)
+    return found
+
+
+def _windows(texts: tuple[str, ...]) -> None:
+    for text in texts:
+        try:
+            window.parse(text)
+        except LashdError as error:
+            raise ValueError(error.message) from error
+
+
+def _server(url: str) -> None:
+    # User and password would be shown to everyone who reads the state; the paths are the protocol's.
+    if url and not re.fullmatch(r"https?://([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[\w./~%+-]*)?", url, re.ASCII):
+        raise ValueError(f"'{url}' is not the address of a FleetLock server, such as https://fleet.example.org/lock")
+
+
+def _group(group: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9.-]{1,256}", group):
+        raise ValueError(f"'{group}' is not the name of a FleetLock group: letters, digits, dots and hyphens")
+
+
+def _id(name: str) -> None:
+    if len(name) > 256 or not name.isprintable():
+        raise ValueError("the host's name at the FleetLock server is printable and has at most 256 characters")
+
+
+# What a type does not say; each raises ValueError.
+_CHECKS: Mapping[str, Callable[[Any], None]] = {
+    "reboot.windows": _windows,
+    "reboot.fleetlock_url": _server,
+    "reboot.fleetlock_group": _group,
+    "reboot.fleetlock_id": _id,
+}
 
 
 def _files(directories: Iterable[Path]) -> list[Path]:
@@ -174,21 +220,11 @@ def _files(directories: Iterable[Path]) -> list[Path]:
 
 
 def _parse(path: Path) -> dict[str, Any]:
+    import tomllib  # where there is no file, and that is most hosts, it is not needed
+
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        # Never waits for a FIFO; a link to /dev/null is how a file of /usr/lib is masked.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            return tomllib.loads(file.read(_LIMIT).decode("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise LashdError(ErrorName.INVALID_ARGUMENT, f"The settings file {path} cannot be read: {error}.") from error
-
-
-def _explain(error: ValidationError, origin: dict[tuple[str, str], Path]) -> str:
-    sentences = []
-    for detail in error.errors():
-        place = [str(part) for part in detail["loc"]]
-        file = origin.get((place[0], place[1])) if len(place) > 1 else None
-        sentences.append(f"{os.fspath(file) if file else 'settings'}: '{'.'.join(place)}': {_said(detail['msg'])}.")
-    return " ".join(sentences)
-
-
-def _said(message: str) -> str:
-    """pydantic puts two words before what a check of ours said, which may be a whole sentence already."""
-    return message.removeprefix("Value error, ").removesuffix(".")

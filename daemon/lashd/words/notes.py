@@ -9,9 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pydantic import TypeAdapter
-
-from lashd.words import files
+from lashd.words import files, shape
 from lashd.words.errors import ErrorName, LashdError
 
 if TYPE_CHECKING:
@@ -24,8 +22,7 @@ _T = TypeVar("_T")
 def read_note(path: Path, kind: type[_T]) -> _T | None:
     """The value of type `kind` in `path`; None when there is none, or none that can be understood."""
     try:
-        content = files.read_small(path, _LIMIT)
-        return TypeAdapter(kind).validate_json(content)
+        return shape.from_json(kind, files.read_small(path, _LIMIT))
     except (OSError, ValueError):
         return None
 

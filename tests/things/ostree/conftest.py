@@ -15,7 +15,7 @@ import pytest
 
 from lashd.things.ostree.backend import OstreeBackend
 from lashd.things.proxy import ImageProxy
-from lashd.words.config import Settings
+from lashd.words.config import Settings, settings_from
 from lashd.words.model import HostImage
 from tests.support.host import write_root
 
@@ -72,7 +72,7 @@ def make_host(base: Path) -> Host:
     )
     (base / "run/ostree").mkdir(parents=True)
     root = write_root(base / "root")
-    settings = Settings.model_validate(
+    settings = settings_from(
         {
             "host": {"sysroot": sysroot},
             "paths": {

@@ -9,6 +9,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -518,7 +519,7 @@ async def test_a_line_that_breaks_is_tried_again(
     subprocess.run(argv, check=True)
     layer = max((host.layout / "blobs/sha256").iterdir(), key=lambda path: path.stat().st_size)
     faulty.on(f"/blobs/sha256:{layer.name}", Cut(after=1000), times=2)
-    settings = host.settings.model_copy(update={"paths": host.settings.paths.model_copy(update={"root": host_root})})
+    settings = replace(host.settings, paths=replace(host.settings.paths, root=host_root))
     image = HostImage(f"{faulty.address}/os/host:1")
     backend = OstreeBackend(settings)
     assert await backend.check(image) == digest
@@ -541,11 +542,10 @@ async def test_a_line_that_stalls_ends(host: Host, registry: Registry, faulty: F
     subprocess.run(argv, check=True)
     layer = max((host.layout / "blobs/sha256").iterdir(), key=lambda path: path.stat().st_size)
     faulty.on(f"/blobs/sha256:{layer.name}", Stall(after=1000))
-    settings = host.settings.model_copy(
-        update={
-            "paths": host.settings.paths.model_copy(update={"root": host_root}),
-            "pull": host.settings.pull.model_copy(update={"stall_seconds": 1.0, "attempts": 1}),
-        }
+    settings = replace(
+        host.settings,
+        paths=replace(host.settings.paths, root=host_root),
+        pull=replace(host.settings.pull, stall_seconds=1.0, attempts=1),
     )
     with pytest.raises(LashdError, match="nothing came") as caught:
         await OstreeBackend(settings).fetch(
