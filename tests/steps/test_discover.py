@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -342,3 +343,115 @@ def test_a_hundred_images_in_no_time(deployment: Deployment) -> None:
         assert len(deployment.discover().images) == 100
         taken.append(time.process_time() - begun)
     assert min(taken) < 0.03
+
+
+class Local:
+    """A running system whose image bound `agent` as the staged one does; its /etc is the administrator's."""
+
+    def __init__(self, staged: Deployment, root: Path) -> None:
+        self.staged = staged
+        self.root = root
+        for name in ("etc", "usr/etc"):
+            (root / name).mkdir(parents=True)
+
+    def write(self, path: str, text: str, *, before: str | None = None) -> None:
+        for place, content in (("etc", text), ("usr/etc", before)):
+            if content is not None:
+                file = self.root / place / path
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(content)
+
+    def tags(self) -> list[str]:
+        found = discover(self.staged.root, self.root)
+        assert not found.bad, found.bad
+        return [f"{image.unit.partition('.')[0]} {image.reference.tag}" for image in found.images]
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Local:
+    staged = Deployment(tmp_path / "staged")
+    staged.bind("agent.container")
+    staged.bind("db.container", UNIT.replace("v1", "v2"), at="usr/etc/containers/systemd")
+    local = Local(staged, tmp_path / "running")
+    # As ostree leaves it while it stages: a copy that has no local changes yet.
+    shutil.copytree(staged.root / "usr/etc", staged.root / "etc")
+    local.write("containers/systemd/db.container", UNIT, before=UNIT)
+    return local
+
+
+IMAGE = "[Container]\nImage=quay.io/edge/agent:local\n"
+
+
+def test_without_local_changes(local: Local) -> None:
+    assert local.tags() == ["agent v1", "db v2"]
+    assert discover(local.staged.root) == discover(local.staged.root, local.root)
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "expected"),
+    [
+        ("systemd/agent.container.d/10.conf", IMAGE, ["agent local", "db v2"]),
+        ("systemd/container.d/10.conf", IMAGE, ["agent local", "db local"]),
+        ("systemd/agent.container", IMAGE + STORE, ["agent local", "db v2"]),
+        ("systemd/db.container", IMAGE + STORE, ["agent v1", "db local"]),
+        ("systemd/other/agent.container", IMAGE + STORE, ["agent local", "db v2"]),
+        ("systemd/other/unbound.container", IMAGE + STORE, ["agent v1", "db v2"]),
+    ],
+)
+def test_local_changes_decide(local: Local, path: str, text: str, expected: list[str]) -> None:
+    local.write(f"containers/{path}", text)
+    assert local.tags() == expected
+
+
+def test_a_local_link_leads_into_the_new_system(local: Local) -> None:
+    local.staged.write("usr/lib/overrides/10.conf", IMAGE)
+    (local.root / "usr/lib/overrides").mkdir(parents=True)
+    (local.root / "usr/lib/overrides/10.conf").write_text(IMAGE.replace("local", "old"))
+    (local.root / "etc/containers/systemd/agent.container.d").symlink_to("/usr/lib/overrides")
+    assert local.tags() == ["agent local", "db v2"]
+
+
+def test_a_local_alias_and_os_release(local: Local) -> None:
+    local.staged.bind("short.container", f"[Container]\nImage=tool:%A\n{STORE}")
+    local.staged.write("usr/lib/os-release", "IMAGE_VERSION=1\n")
+    local.write("containers/registries.conf.d/a.conf", '[aliases]\ntool = "quay.io/local/tool"\n')
+    local.write("os-release", "IMAGE_VERSION=local\n")
+    found = discover(local.staged.root, local.root).images[-1]
+    assert str(found.reference) == "quay.io/local/tool:local"
+
+
+def test_removed_locally(local: Local) -> None:
+    (local.root / "etc/containers/systemd/db.container").unlink()
+    (entry,) = discover(local.staged.root, local.root).bad
+    assert entry.unit == "db.container"
+    assert "does not exist in this root" in entry.problem
+
+
+def test_masked_locally(local: Local) -> None:
+    (local.root / "etc/containers/systemd/agent.container").symlink_to("/dev/null")
+    # podman runs none of that name; what the link in the image names is bound all the same.
+    assert local.tags() == ["agent v1", "db v2"]
+
+
+def test_what_cannot_be_merged_is_known_as_such(local: Local) -> None:
+    local.write("containers/systemd/agent.container.d/10.conf", IMAGE, before=IMAGE + "#")
+    local.staged.write("etc/containers/systemd/agent.container.d", "no directory")
+    found = discover(local.staged.root, local.root)
+    assert not found.images
+    (entry,) = found.bad
+    assert entry.unit == "bound-images.d"
+    assert "'/etc/containers/systemd/agent.container.d'" in entry.problem
+    shutil.rmtree(local.root / "usr/etc")
+    with pytest.raises(LashdError, match="running/usr/etc"):
+        discover(local.staged.root, local.root)
+
+
+def test_a_hundred_units_with_local_changes_are_quick(local: Local) -> None:
+    for number in range(100):
+        local.staged.bind(f"u{number:03}.container")
+        unit = f"containers/systemd/u{number:03}.container.d/10.conf"
+        local.write(unit, IMAGE, before=IMAGE if number % 2 else None)
+    assert len(local.tags()) == 102
+    begun = time.process_time()
+    local.tags()
+    assert time.process_time() - begun < 0.5

@@ -146,6 +146,17 @@ def test_bad_entries_and_lost_roots(deployment, store, records, since) -> None:
     assert codes(deployment, store, records, since) == ["unknown"]
 
 
+def test_local_changes_that_it_will_get_count(deployment, store, records, since, tmp_path) -> None:
+    running = tmp_path / "running"
+    (running / "usr/etc").mkdir(parents=True)
+    (running / "etc/containers/systemd").mkdir(parents=True)
+    deployment = replace(deployment, merges=running)
+    assert codes(deployment, store, records, since) == []
+    (running / "etc/containers/systemd/agent.image").write_text("[Image]\nImage=quay.io/edge/other:v1\n")
+    assert codes(deployment, store, records, since) == ["missing"]
+    assert codes(replace(deployment, merges=None), store, records, since) == []
+
+
 def test_nothing_bound_needs_nothing(deployment, store, records, since) -> None:
     shutil.rmtree(deployment.root / "usr/lib/bootc")
     found = gather(deployment, store, records, since=since, now=time.time())

@@ -237,3 +237,17 @@ async def test_a_reader_that_looks_when_told_never_ends_with_a_stale_view(tmp_pa
         assert watcher._watches == before
     finally:
         watcher.close()
+
+
+async def test_directories_that_depend_on_what_there_is(tmp_path: Path) -> None:
+    told = Told()
+    watcher = Watcher(lambda: [tmp_path, *(path for path in tmp_path.iterdir() if path.is_dir())], told)
+    watcher.start()
+    try:
+        (tmp_path / "below").mkdir()
+        assert await told.within()
+        await told.quiet()
+        write(tmp_path / "below/file")
+        assert await told.within()
+    finally:
+        watcher.close()

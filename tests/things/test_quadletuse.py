@@ -125,4 +125,5 @@ def test_which_storage_conf(tmp_path: Path) -> None:
         (tmp_path / "usr/etc/containers/storage.conf").write_text("")
         assert not read_names_store(root)
         (tmp_path / "etc/containers/storage.conf").write_text(naming)
+    with Root(tmp_path) as root:
         assert read_names_store(root)

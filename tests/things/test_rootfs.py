@@ -117,14 +117,20 @@ def test_etc_of_a_deployment(tree: Path, root: Root) -> None:
     assert root.read_text("etc/both") == root.read_text("link") == "usr/etc"
     assert root.real_path("/etc/first") == "usr/etc/both"
     assert [e.name for e in root.list("etc/d")] == ["x"]
-    (tree / "etc").mkdir()
-    assert root.read_text("etc/both") == root.read_text("link") == "usr/etc"
+    (tree / "etc").mkdir()  # an empty one is none
+    with Root(tree) as before:
+        assert before.read_text("etc/both") == before.read_text("link") == "usr/etc"
     (tree / "etc/both").write_text("etc")
-    assert root.read_text("etc/only") == "usr/etc"
-    assert root.read_text("etc/both") == "etc"
-    (tree / "etc/second").symlink_to("both")
-    assert root.read_text("link") == "etc"
-    assert root.real_path("link") == "etc/both"
+    with Root(tree) as after:
+        assert after.read_text("etc/both") == "etc"
+        for removed in ("etc/only", "etc/d/x", "link"):
+            with pytest.raises(Unreadable) as caught:
+                after.read_text(removed)
+            assert caught.value.absent
+        (tree / "etc/first").symlink_to("/etc/second")
+        (tree / "etc/second").symlink_to("both")
+        assert after.read_text("link") == "etc"
+        assert after.real_path("link") == "etc/both"
 
 
 def test_list(tree: Path, root: Root) -> None:
@@ -148,3 +154,23 @@ def test_root_that_is_the_host(tmp_path: Path) -> None:
         assert host.real_path("/usr/bin") == "usr/bin"
     with pytest.raises(FileNotFoundError):
         Root(tmp_path / "nowhere")
+
+
+def test_var_is_that_of_the_stateroot(tmp_path: Path) -> None:
+    deployment = tmp_path / "ostree/deploy/os/deploy/x.0"
+    for path in (deployment / "usr", deployment / "var", tmp_path / "ostree/deploy/os/var/lib"):
+        path.mkdir(parents=True)
+    (deployment / "var/shadowed").write_text("of the image")
+    (deployment / "opt").symlink_to("var/lib")
+    (tmp_path / "ostree/deploy/os/var/lib/f").write_text("state")
+    (tmp_path / "ostree/deploy/os/var/lib/back").symlink_to("../../usr/f")
+    (tmp_path / "ostree/deploy/os/var/out").symlink_to("../../../../../secret")
+    (deployment / "usr/f").write_text("image")
+    with Root(deployment) as root:
+        assert root.read_text("var/lib/f") == root.read_text("/opt/f") == "state"
+        assert root.read_text("opt/back") == "image"
+        assert {entry.name for entry in root.list("var")} == {"lib", "out"}
+        assert root.real_path("opt/f") == "var/lib/f"
+        for path in ("var/shadowed", "var/out"):
+            with pytest.raises(Unreadable, match="does not exist"):
+                root.read_text(path)

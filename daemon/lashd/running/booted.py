@@ -10,7 +10,7 @@ from lashd.steps.examine import look_up
 from lashd.steps.names import digests_of
 from lashd.steps.record import Records
 from lashd.steps.verify import classify
-from lashd.things.host import find_host
+from lashd.things.host import find_deployments
 from lashd.things.store import Store
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
@@ -34,7 +34,7 @@ def look(settings: Settings) -> Booted | None:
     root cannot be read.
     """
     try:
-        deployments = find_host(settings).deployments()
+        deployments = find_deployments(settings)
     except LashdError as error:
         if error.name is ErrorName.UNSUPPORTED_HOST:
             return None

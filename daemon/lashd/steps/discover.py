@@ -13,6 +13,8 @@ import posixpath
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from lashd.things.etcmerge import Unmergeable
+from lashd.things.mergedroot import open_root
 from lashd.things.quadlet import SECTIONS, Damage, Quadlets, Unit, Unusable, extension, image_unit_of, is_unit_name
 from lashd.things.quadletuse import pull_options, read_names_store, use_problems
 from lashd.things.rootfs import Entry, Root, Unreadable
@@ -27,20 +29,26 @@ ENTRY_LIMIT = 1000
 _TEXT_LIMIT = 4096
 
 
-def discover(root: Path) -> Discovery:
+def discover(root: Path, merges: Path | None = None) -> Discovery:
     """The bound images of the deployment whose root is `root`, and the entries that are none; both sorted by unit.
 
-    Nothing outside `root` is read, nothing is waited for. Raises BoundImageInvalid when `root` itself cannot be read.
+    With `merges` (Deployment.merges) it is read as it will be once it has the local changes of that deployment's /etc.
+    Nothing outside of the two is read, nothing is waited for. Raises BoundImageInvalid when one of them cannot be read.
     """
     try:
-        opened = Root(root)
+        opened = open_root(root, merges)
     except OSError as error:
         raise LashdError(
             ErrorName.BOUND_IMAGE_INVALID,
-            f"The root '{root}' of the deployment cannot be read, so what it binds is unknown: {error.strerror}.",
+            f"The root '{error.filename or root}' of the deployment cannot be read, so what it binds is unknown: "
+            f"{error.strerror}.",
         ) from error
     with opened:
-        return _Discoverer(opened).discover()
+        try:
+            return _Discoverer(opened).discover()
+        except Unmergeable as error:
+            problem = f"{error}, so what it binds is unknown. Take them back, or adapt them to it."
+            return Discovery(bad=(BadEntry(posixpath.basename(DIRECTORY), problem),))
 
 
 class _Discoverer:

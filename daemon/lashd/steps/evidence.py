@@ -42,7 +42,7 @@ def gather(
     not be. With `installed` every finished layer counts: the deployment was there before, and so were its images.
     """
     try:
-        found = discover(deployment.root)
+        found = discover(deployment.root, deployment.merges)
         index = store.index()
         record, vouched = _recorded(deployment, store, records)
         trusted = vouched | {each.id for each in index.layers.values() if installed or came_between(each, since, now)}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import errno
+import functools
 import logging
 import os
 import stat
@@ -53,11 +54,14 @@ class Watcher:
     """Calls `changed` in the event loop, soon after something in one of `directories` has changed.
 
     Something: entries appear, go, are renamed, written or have their times set; or the directory itself comes, goes or
-    is replaced. Changes that follow quickly are told once, and a change may be told that was none.
+    is replaced. Which they are may depend on what there is: then `directories` is asked whenever a name in one of them
+    changes. Changes that follow quickly are told once, and a change may be told that was none.
     """
 
-    def __init__(self, directories: Iterable[Path], changed: Callable[[], None]) -> None:
-        self._directories = tuple(directories)
+    def __init__(self, directories: Iterable[Path] | Callable[[], Iterable[Path]], changed: Callable[[], None]) -> None:
+        if not callable(directories):
+            directories = functools.partial(iter, tuple(directories))
+        self._directories = directories
         self._changed = changed
         self._descriptor = -1
         self._watches: dict[int, set[str] | None] = {}
@@ -172,7 +176,7 @@ class Watcher:
 
     def _ways(self) -> _Way:
         ways: _Way = {}
-        for directory in self._directories:
+        for directory in self._directories():
             for place, name in way_to(directory):
                 _join(ways, place, None if name is None else {name})
         return ways

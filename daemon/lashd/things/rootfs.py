@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads files of a root filesystem that somebody else made, without ever leaving it and without ever waiting.
 
-The kernel resolves every path as if the root were `/` (openat2 with RESOLVE_IN_ROOT), so neither an absolute link nor
-`..` leads out. A file is looked at before it is opened: opening a FIFO could wait for ever, and opening a device does
-something. What is read is bounded.
+Links are followed here, as if the root were `/`, and the kernel opens what has none left on the way (openat2), so
+neither an absolute link nor `..` leads out. A file is looked at before it is opened: opening a FIFO could wait for
+ever, and opening a device does something. What is read is bounded.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -24,8 +25,9 @@ LINK_LIMIT = 40  # as the kernel's own
 
 _SYS_OPENAT2 = 437  # the same number on every architecture that matters here
 _RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_IN_ROOT = 0x10
-_RESOLVE = _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS
+_RESOLVE = _RESOLVE_IN_ROOT | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS
 # The kernel gives up when a directory is renamed while it walks; it asks to be asked again.
 _ATTEMPTS = 32
 
@@ -78,14 +80,18 @@ class Entry:
 class Root:
     """A directory that is `/` for everything that is read through it. Paths are written with or without a leading `/`.
 
-    `/etc` is special: a deployment that has not been booted or staged has its files in `usr/etc`. So whatever is below
-    `etc` and not there is looked for below `usr/etc`, also in the middle of a chain of links.
+    `/etc` is special: a deployment that has not been installed yet has its files in `usr/etc`. So where nothing is in
+    `etc`, `usr/etc` stands for it, also in the middle of a chain of links. Where something is, only that counts: what
+    somebody removed there is gone. What is staged is another matter: lashd.things.mergedroot. `/var` is that of the
+    stateroot, where the root is a deployment in a sysroot.
     """
 
     def __init__(self, path: Path) -> None:
         """Raises OSError when `path` is not a directory that can be entered."""
         self._fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._prefix = _path_of(self._fd).rstrip("/")
+        self._var = _var_of(path)
+        self._etc_is_used: bool | None = None
+        self._links: dict[str, str | None] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -94,9 +100,10 @@ class Root:
         self.close()
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        for descriptor in (self._fd, self._var):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._fd = self._var = -1
 
     def read(self, path: str, limit: int = FILE_LIMIT) -> bytes:
         """The content of a regular file of at most `limit` bytes. Raises Unreadable."""
@@ -110,13 +117,13 @@ class Root:
             # Through /proc this is the very file that was looked at, whatever has happened to its name.
             file = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         except OSError as error:
-            raise _unreadable(error) from error
+            raise unreadable(error) from error
         finally:
             os.close(found)
         try:
             return _read_all(file, limit)
         except OSError as error:
-            raise _unreadable(error) from error
+            raise unreadable(error) from error
         finally:
             os.close(file)
 
@@ -132,11 +139,10 @@ class Root:
 
     def real_path(self, path: str) -> str:
         """Where `path` ends when links are followed: a path in this root, without leading `/`. Raises Unreadable."""
-        found = self._open(path, os.O_PATH)
         try:
-            return _path_of(found).removeprefix(self._prefix).lstrip("/")
-        finally:
-            os.close(found)
+            return self._find(path, follow_last=True)
+        except OSError as error:
+            raise unreadable(error) from error
 
     def link_target(self, path: str) -> str:
         """What the symbolic link `path` says. Raises Unreadable, also when it is not a link."""
@@ -144,7 +150,7 @@ class Root:
         try:
             return os.readlink("", dir_fd=found)
         except OSError as error:
-            raise _unreadable(error) from error
+            raise unreadable(error) from error
         finally:
             os.close(found)
 
@@ -156,7 +162,7 @@ class Root:
                 for entry in entries:
                     yield Entry(entry.name, entry.is_symlink(), entry.is_dir(follow_symlinks=False))
         except OSError as error:
-            raise _unreadable(error) from error
+            raise unreadable(error) from error
         finally:
             os.close(directory)
 
@@ -169,75 +175,112 @@ class Root:
 
     def _open(self, path: str, flags: int) -> int:
         try:
-            try:
-                return self._openat2(path, flags)
-            except FileNotFoundError:
-                return self._openat2(self._without_links(path, follow_last=not flags & os.O_NOFOLLOW), flags)
+            return self._openat2(self._find(path, follow_last=not flags & os.O_NOFOLLOW), flags)
         except OSError as error:
-            raise _unreadable(error) from error
+            raise unreadable(error) from error
 
-    def _openat2(self, path: str, flags: int) -> int:
-        name = os.fsencode(path) or b"."
-        if b"\0" in name:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-        how = struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, _RESOLVE)
-        for _ in range(_ATTEMPTS):
-            opened: int = _libc.syscall(
-                ctypes.c_long(_SYS_OPENAT2), ctypes.c_int(self._fd), name, how, ctypes.c_size_t(len(how))
-            )
-            if opened >= 0:
-                return opened
-            number = ctypes.get_errno()
-            if number not in (errno.EAGAIN, errno.EINTR):
-                break
-        raise OSError(number, os.strerror(number), path)
+    def _openat2(self, place: str, flags: int) -> int:
+        """Open `place`, on the way to which there are no links."""
+        if self._var >= 0 and (place == "var" or place.startswith("var/")):
+            return openat2(self._var, place[4:], flags)
+        return openat2(self._fd, place, flags)
 
-    def _without_links(self, path: str, *, follow_last: bool) -> str:
-        """`path` with its links followed by hand, and with `etc` replaced by `usr/etc` where only that has the file."""
+    def _find(self, path: str, *, follow_last: bool) -> str:
+        """`path` without links. Step by step, because of the places where the kernel would look elsewhere.
+
+        Raises OSError for what is not there; whether the last part is there is not looked at unless it is followed.
+        """
         done: list[str] = []
-        to_do = deque(part for part in path.split("/") if part not in ("", "."))
+        to_do = _parts(path)
         links = 0
         while to_do:
             part = to_do.popleft()
             if part == "..":
                 del done[-1:]
                 continue
-            if part == "etc" and not done:
-                as_it_is = "/".join([part, *to_do])
-                if self._exists(as_it_is, follow_last=follow_last):
-                    return as_it_is
-                to_do.extendleft(("etc", "usr"))
+            if part == ".":
+                os.close(self._openat2("/".join(done), os.O_PATH | os.O_DIRECTORY))
                 continue
-            here = "/".join([*done, part])
-            target = self._target(here) if to_do or follow_last else None
+            if part == "etc" and not done and not self._uses_etc():
+                done += ("usr", "etc")
+                continue
+            done.append(part)
+            target = self._link("/".join(done), last=not to_do) if to_do or follow_last else None
             if target is None:
-                done.append(part)
                 continue
             links += 1
             if links > LINK_LIMIT:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-            if target.startswith("/"):
-                done.clear()
-            to_do.extendleft(reversed([part for part in target.split("/") if part not in ("", ".")]))
+            del done[0 if target.startswith("/") else -1 :]
+            to_do.extendleft(reversed(_parts(target)))
         return "/".join(done)
 
-    def _exists(self, path: str, *, follow_last: bool) -> bool:
-        try:
-            os.close(self._openat2(path, os.O_PATH | (0 if follow_last else os.O_NOFOLLOW)))
-        except FileNotFoundError:
-            return False
-        return True
+    def _link(self, place: str, *, last: bool) -> str | None:
+        """What the link `place` says, None when it is none. Directories on the way are looked at once."""
+        if last:
+            return self._target(place)
+        if place not in self._links:
+            self._links[place] = self._target(place)
+        return self._links[place]
 
-    def _target(self, path: str) -> str | None:
-        found = self._openat2(path, os.O_PATH | os.O_NOFOLLOW)
+    def _uses_etc(self) -> bool:
+        """An empty `etc` is none: so ostree sees it, too."""
+        if self._etc_is_used is None:
+            try:
+                etc = self._openat2("etc", os.O_RDONLY | os.O_DIRECTORY)
+            except OSError:
+                self._etc_is_used = False
+            else:
+                try:
+                    with os.scandir(etc) as entries:
+                        self._etc_is_used = next(entries, None) is not None
+                finally:
+                    os.close(etc)
+        return self._etc_is_used
+
+    def _target(self, place: str) -> str | None:
+        found = self._openat2(place, os.O_PATH | os.O_NOFOLLOW)
         try:
             return os.readlink("", dir_fd=found) if stat.S_ISLNK(os.fstat(found).st_mode) else None
         finally:
             os.close(found)
 
 
-def _path_of(descriptor: int) -> str:
-    return os.fspath(Path(f"/proc/self/fd/{descriptor}").readlink())
+def openat2(directory: int, path: str, flags: int) -> int:
+    """Open `path` as if the directory with that descriptor were `/`; no link may be on the way.
+
+    Raises OSError: ELOOP where a link was all the same.
+    """
+    name = os.fsencode(path) or b"."
+    if b"\0" in name:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, _RESOLVE)
+    for _ in range(_ATTEMPTS):
+        opened: int = _libc.syscall(
+            ctypes.c_long(_SYS_OPENAT2), ctypes.c_int(directory), name, how, ctypes.c_size_t(len(how))
+        )
+        if opened >= 0:
+            return opened
+        number = ctypes.get_errno()
+        if number not in (errno.EAGAIN, errno.EINTR):
+            break
+    raise OSError(number, os.strerror(number), path)
+
+
+def _parts(path: str) -> deque[str]:
+    """The names in `path`; with a `.` at the end where it says that it ends in a directory."""
+    parts = deque(part for part in path.split("/") if part not in ("", "."))
+    if path.endswith(("/", "/.")):
+        parts.append(".")
+    return parts
+
+
+def _var_of(root: Path) -> int:
+    """The /var of an ostree deployment is its stateroot's, two directories up. A descriptor, or -1."""
+    if root.parent.name == "deploy":
+        with contextlib.suppress(OSError):
+            return os.open(root.parent.parent / "var", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    return -1
 
 
 def _read_all(file: int, limit: int) -> bytes:
@@ -260,6 +303,7 @@ def _too_large(limit: int) -> Unreadable:
     return Unreadable(f"is larger than {limit} bytes")
 
 
-def _unreadable(error: OSError) -> Unreadable:
+def unreadable(error: OSError) -> Unreadable:
+    """What `error` means for the file that it is about."""
     number = error.errno or 0
     return Unreadable(_REASONS.get(number) or f"cannot be read ({os.strerror(number)})", number)

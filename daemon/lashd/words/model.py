@@ -50,6 +50,7 @@ class Deployment:
     locked: bool = False  # it is held: a shutdown now would not finalise it, whatever the gate finds
     declared: bool = False  # verified and declared ready: only the gate's own look at shutdown is still to come
     foreign_lock: bool = False  # somebody else than lashd forbids that it is finalised
+    merges: Path | None = None  # root of the deployment whose local changes of /etc it will get; None: of none
 
     @property
     def key(self) -> str:
@@ -140,6 +141,7 @@ class ImageState(StrEnum):
 
     PRESENT = "present"  # complete, with the wanted digest, vouched for by a record
     UNVERIFIED = "unverified"  # complete by the index, but no record vouches for its layers
+    UNKNOWN = "unknown"  # the store's index cannot be read
     MISSING = "missing"
     INCOMPLETE = "incomplete"  # the index names it, but a layer is not complete or not there
     DRIFTED = "drifted"  # the name means another digest than the record says
@@ -277,3 +279,5 @@ class Owed:
     counted: str = ""  # id of the boot in which its loss was last counted
     kargs: tuple[str, ...] | None = None  # kernel arguments it was staged with; None: those of the booted one
     base: str = ""  # checksum of the system that ran when it was staged: it is owed to that one only
+    initrds: tuple[str, ...] = ()  # checksums of the initrds that were staged to lie over its own
+    binds: tuple[str, ...] | None = None  # names of the images that it binds; None: they were not read

@@ -11,7 +11,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from lashd.things.ostree.deployments import DEPLOYMENT_NAME
+from lashd.things.ostree.facts import DEPLOYMENT_NAME
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import Deployment
 

@@ -8,14 +8,19 @@ import contextlib
 import ctypes
 import functools
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lashd.things.gvariant import parse
 from lashd.things.ostree import names
 from lashd.words.model import HostImage
 
+DEPLOYMENT_NAME = re.compile(r"(?P<checksum>[0-9a-f]{64})\.(?P<serial>[0-9]{1,9})")
+# In ostree's note of what is staged: the deployment whose local changes of /etc it will get.
+MERGES = "merge-deployment"
 _COMMIT_TYPE = "(a{sv}aya(say)sstayay)"
 _FILE_LIMIT = 16 * 1024 * 1024
 _compare_versions = ctypes.CDLL(None).strverscmp
@@ -42,32 +47,47 @@ def read(path: Path) -> bytes:
         return b""
 
 
-def boot_links(entries: Path) -> list[str]:
-    """The `ostree=` arguments of all boot entries, the one that boots next first."""
-    found: list[tuple[str, str]] = []
+@dataclass(frozen=True, slots=True)
+class BootEntry:
+    """A boot entry. `link` is its `ostree=` argument, `arguments` are all others, `initrds` the checksums of those that
+    ostree lays over the deployment's own."""
+
+    version: str = ""
+    link: str = ""
+    arguments: tuple[str, ...] = ()
+    initrds: tuple[str, ...] = ()
+
+
+def boot_entries(entries: Path) -> list[BootEntry]:
+    """All boot entries of ostree's, the one that boots next first."""
+    found: list[BootEntry] = []
     with contextlib.suppress(OSError):
         for entry in sorted(entries.iterdir()):
             if entry.name.startswith("ostree-") and entry.suffix == ".conf":
-                fields = _entry_fields(read(entry).decode("utf-8", "replace"))
-                link = next((o[7:] for o in fields.get("options", "").split(" ") if o.startswith("ostree=")), "")
-                found.append((fields.get("version", ""), link))
-    return [link for _, link in sorted(found, key=functools.cmp_to_key(_later_first))]
+                found.append(_entry(read(entry).decode("utf-8", "replace")))
+    return sorted(found, key=functools.cmp_to_key(_later_first))
 
 
-def _later_first(one: tuple[str, str], other: tuple[str, str]) -> int:
+def _later_first(one: BootEntry, other: BootEntry) -> int:
     """As libostree: the higher version first, entries without one last."""
-    if one[0] and other[0]:
-        return -int(_compare_versions(one[0].encode(), other[0].encode()))
-    return bool(other[0]) - bool(one[0])
+    if one.version and other.version:
+        return -int(_compare_versions(one.version.encode(), other.version.encode()))
+    return bool(other.version) - bool(one.version)
 
 
-def _entry_fields(text: str) -> dict[str, str]:
+def _entry(text: str) -> BootEntry:
     fields: dict[str, str] = {}
+    initrds: list[str] = []
     for line in text.splitlines():
         key, _, value = line.strip().replace("\t", " ", 1).partition(" ")
         if key and not key.startswith("#"):
             fields[key] = value.strip()
-    return fields
+        if key == "initrd" and "/initramfs-overlays/" in value:
+            initrds.append(value.strip().rpartition("/")[2].removesuffix(".img"))
+    options = fields.get("options", "").split()
+    link = next((option[7:] for option in options if option.startswith("ostree=")), "")
+    others = tuple(option for option in options if not option.startswith("ostree="))
+    return BootEntry(fields.get("version", ""), link, others, tuple(initrds))
 
 
 def parse_origin(text: str) -> tuple[HostImage | None, bool]:
@@ -84,12 +104,27 @@ def parse_origin(text: str) -> tuple[HostImage | None, bool]:
     return HostImage(reference, transport, signature), pinned
 
 
+def staged_name(deployment: Any) -> tuple[str, str]:
+    """Stateroot and key of a deployment that ostree's note of what is staged names. Raises ValueError, KeyError."""
+    stateroot, name = str(deployment["osname"]), str(deployment["name"])
+    if "/" in stateroot or stateroot in ("", ".", "..") or not DEPLOYMENT_NAME.fullmatch(name):
+        raise ValueError(f"no deployment is called {stateroot}/{name}")
+    return stateroot, name
+
+
 def staged_arguments(note: bytes) -> tuple[str, ...] | None:
     """The kernel arguments that ostree's `note` of what is staged gives it; None: those of the running system."""
     with contextlib.suppress(ValueError, TypeError):
         arguments = parse("a{sv}", note).get("kargs")
         return None if arguments is None else tuple(str(argument) for argument in arguments)
     return None
+
+
+def staged_initrds(note: bytes) -> tuple[str, ...]:
+    """The checksums of the initrds that ostree's `note` of what is staged lays over its own."""
+    with contextlib.suppress(ValueError, TypeError):
+        return tuple(str(checksum) for checksum in parse("a{sv}", note).get("overlay-initrds", ()))
+    return ()
 
 
 def commit_facts(data: bytes) -> CommitFacts:
