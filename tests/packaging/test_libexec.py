@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lashd.things.ostree.lockfile import LOCK, STAGED, STAGING, Lock, read_lock, write_lock
+from lashd.things.ostree.lockfile import LOCK, STAGED, STAGING, Lock, key_is_ours, own_key, read_lock, write_lock
 from tests.conftest import REPOSITORY
 from tests.support.staged import variant
 
@@ -72,7 +72,7 @@ def test_no_tool_but_those_of_the_shell(shell: list[str], runs: tuple[Path, Path
         assert read_lock(runs[0]) == Lock()
 
 
-@pytest.mark.parametrize("lock", [Lock(KEY), Lock(KEY, with_key=True), Lock(OTHER, ready=True), Lock(STAGING), None])
+@pytest.mark.parametrize("lock", [Lock(KEY), Lock(OTHER, ready=True), Lock(STAGING), None])
 def test_a_lock_that_is_there_stays(shell: list[str], runs: tuple[Path, Path], note: bytes, lock: Lock | None) -> None:
     (runs[0] / STAGED).write_bytes(note)
     if lock is None:
@@ -83,6 +83,19 @@ def test_a_lock_that_is_there_stays(shell: list[str], runs: tuple[Path, Path], n
     assert run(shell, "hold", runs) == 0
     assert (runs[0] / LOCK).lstat() == before
     assert read_lock(runs[0]) == (lock or Lock())
+
+
+def test_what_we_locked_stays_ours_when_the_lock_is_removed(
+    shell: list[str], runs: tuple[Path, Path], note: bytes
+) -> None:
+    """Whose ostree's `locked` key is does not depend on the lock file, so a hold need not know of it."""
+    (runs[0] / STAGED).write_bytes(note)
+    own_key(runs[0])
+    for _ in range(2):
+        assert run(shell, "hold", runs) == 0
+        assert read_lock(runs[0]) == Lock(KEY)
+        assert key_is_ours(runs[0])
+        (runs[0] / LOCK).unlink()
 
 
 def test_a_link_to_nowhere_is_no_lock(shell: list[str], runs: tuple[Path, Path], note: bytes, tmp_path: Path) -> None:

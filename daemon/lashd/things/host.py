@@ -28,10 +28,12 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class Staging:
-    """How a deployment was staged: the content of its origin file, and its kernel arguments if they were given."""
+    """How a deployment was staged, or installed: the content of its origin file, its kernel arguments (None: none were
+    given) and the checksums of initrds that lie over its own."""
 
-    origin: str
+    origin: str = ""
     kargs: tuple[str, ...] | None = None
+    initrds: tuple[str, ...] = ()
 
 
 class HostBackend(Protocol):
@@ -56,7 +58,7 @@ class HostBackend(Protocol):
         ...
 
     def staging(self, deployment: Deployment) -> Staging:
-        """How the staged `deployment` was staged. Read from files."""
+        """How `deployment` was staged, or how it boots when it is installed. Read from files."""
         ...
 
     def holds(self, deployment: Deployment) -> bool:
@@ -133,6 +135,16 @@ class HostBackend(Protocol):
     def space(self) -> int:
         """Free bytes where host images are kept."""
         ...
+
+
+def find_deployments(settings: Settings) -> tuple[Deployment, ...]:
+    """What the backend's `deployments` answers, for who needs no more than that and no time to load the rest.
+
+    Raises UnsupportedHost.
+    """
+    from lashd.things.ostree.deployments import find_sysroot
+
+    return find_sysroot(settings).deployments()
 
 
 def find_host(settings: Settings) -> HostBackend:

@@ -12,7 +12,7 @@ import pytest
 from lashd.things.host import find_host
 from lashd.things.ostree.backend import OstreeBackend
 from lashd.things.ostree.client import Worker
-from lashd.words.config import Settings
+from lashd.words.config import settings_from
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import Deployment, HostImage, Owed
 from lashd.words.progress import ignore
@@ -51,8 +51,8 @@ async def test_the_stateroot_that_is_named(host: Host) -> None:
     with pytest.raises(LashdError, match="one, two") as caught:
         await install(host, "v1")
     assert caught.value.name == ErrorName.INVALID_ARGUMENT
-    host_settings = host.settings.host.model_copy(update={"stateroot": "two"})
-    host.backend = OstreeBackend(host.settings.model_copy(update={"host": host_settings}))
+    host_settings = replace(host.settings.host, stateroot="two")
+    host.backend = OstreeBackend(replace(host.settings, host=host_settings))
     assert (await install(host, "v1")).stateroot == "two"
 
 
@@ -63,6 +63,18 @@ async def test_roll_back_and_forth(host: Host) -> None:
     assert not await host.backend.roll_back(one)
     assert await host.backend.roll_back(two)
     assert [each.key for each in host.backend.deployments()] == [two.key, one.key]
+
+
+async def test_the_same_commit_in_two_stateroots(host: Host) -> None:
+    """Each counts for itself, so both have the same key; what is done to one is not done to the other."""
+    one = await install(host, "v1", "a")
+    host.admin("os-init", "other")
+    host.admin("deploy", "--os=other", one.checksum)
+    other = next(each for each in host.backend.deployments() if each.stateroot == "other")
+    assert other.key == one.key
+    assert [each.stateroot for each in host.backend.deployments()] == ["other", "default"]
+    await host.backend.discard(one)
+    assert [(each.stateroot, each.key) for each in host.backend.deployments()] == [("other", one.key)]
 
 
 async def test_discard(host: Host) -> None:
@@ -145,7 +157,7 @@ async def test_a_lock_of_another_program(host: Host, monkeypatch: pytest.MonkeyP
 
 def test_no_ostree(tmp_path: Path) -> None:
     with pytest.raises(LashdError) as caught:
-        find_host(Settings.model_validate({"host": {"sysroot": tmp_path}}))
+        find_host(settings_from({"host": {"sysroot": tmp_path}}))
     assert caught.value.name == ErrorName.UNSUPPORTED_HOST
 
 
@@ -153,16 +165,16 @@ async def test_an_interpreter_without_the_bindings(host: Host, tmp_path: Path) -
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\nexec /usr/bin/python3 -S "$@"\n')
     python.chmod(0o755)
-    tools = host.settings.tools.model_copy(update={"python": str(python)})
-    worker = Worker(host.settings.model_copy(update={"tools": tools}), booted=False)
+    tools = replace(host.settings.tools, python=str(python))
+    worker = Worker(replace(host.settings, tools=tools), booted=False)
     with pytest.raises(LashdError, match="python3-gi") as caught:
         await worker.change("prune", keep=[])
     assert caught.value.name == ErrorName.UNSUPPORTED_HOST
 
 
 async def test_a_worker_that_dies(host: Host) -> None:
-    tools = host.settings.tools.model_copy(update={"python": "/bin/false"})
-    worker = Worker(host.settings.model_copy(update={"tools": tools}), booted=False)
+    tools = replace(host.settings.tools, python="/bin/false")
+    worker = Worker(replace(host.settings, tools=tools), booted=False)
     with pytest.raises(LashdError, match="without an answer"):
         await worker.change("prune", keep=[])
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import time
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 from lashd.things.ostree import deployments as module
 from lashd.things.ostree import facts
 from lashd.things.ostree.deployments import OstreeSysroot
-from lashd.things.ostree.lockfile import NOTE, Lock, read_lock, remove_lock, write_lock
+from lashd.things.ostree.lockfile import NOTE, Lock, disown_key, read_lock, remove_lock, write_lock
 from lashd.words.model import Deployment, HostImage, Role
 from lashd.words.progress import ignore
 from tests.things.ostree.conftest import Host, needs_root
@@ -103,6 +104,13 @@ async def test_booted_rollback_staged_and_pinned(host: Host) -> None:
     assert sysroot.deployments()[0].root == staged.root
     assert sysroot.deployments()[0].image == HostImage(f"{host.layout}:v2", "oci", "ostree-unverified-image")
     assert sysroot.deployments()[1].image is None
+    # Whose local changes it gets is ostree's word, and need not be the booted one.
+    assert {one.merges for one in sysroot.deployments()} == {None}
+    for source in (old, new):
+        merges = f"'merge-deployment': <{{'name': <'{source.key}'>, 'osname': <'default'>, 'bootcsum': <'00'>}}>"
+        write_variant(run / "staged-deployment", f"{{{target}, {merges}}}")
+        assert [one.merges for one in sysroot.deployments()] == [source.root, None, None]
+    write_variant(run / "staged-deployment", f"{{{target}}}")
     # Locked by the file, by the key.
     (run / "staged-deployment-locked").touch()
     assert sysroot.deployments()[0].locked
@@ -131,6 +139,8 @@ async def test_booted_rollback_staged_and_pinned(host: Host) -> None:
         "{'target': <{'name': <'../../etc.0'>, 'osname': <'default'>}>}",
         "{'target': <{'name': <'" + "0" * 64 + ".0'>, 'osname': <'..'>}>}",
         "{'target': <{'name': <uint32 1>, 'osname': <'default'>}>}",
+        "{'target': <{'name': <'" + "0" * 64 + ".0'>, 'osname': <'default'>}>, "
+        "'merge-deployment': <{'name': <'../../etc.0'>, 'osname': <'default'>}>}",
     ],
 )
 async def test_a_damaged_staged_file_is_no_staged_deployment(host: Host, content: bytes | str) -> None:
@@ -179,8 +189,33 @@ async def test_entries_are_sorted_as_libostree_does(tmp_path: Path) -> None:
         line = f"version {version}\n" if version else ""
         (tmp_path / f"ostree-{name}.conf").write_text(f"title x\n{line}options a=b ostree=/{name} quiet\n")
     (tmp_path / "other.conf").write_text("version 99\noptions ostree=/other\n")
-    assert facts.boot_links(tmp_path) == ["/b", "/a", "/d", "/c"]
-    assert facts.boot_links(tmp_path / "nothing") == []
+    assert [entry.link for entry in facts.boot_entries(tmp_path)] == ["/b", "/a", "/d", "/c"]
+    assert facts.boot_entries(tmp_path / "nothing") == []
+
+
+async def test_how_a_deployment_was_staged_or_boots(host: Host) -> None:
+    """Kernel arguments, initrds over its own and origin: of what is installed by its boot entry, else by the note."""
+    old = await deploy(host, "v1", "1")
+    layer = host.layout.with_name("over.img")
+    layer.write_bytes(b"an initrd")
+    host.admin(
+        "deploy", "--os=default", "--karg-append=x=1", "--karg-append=x=2", f"--overlay-initrd={layer}", old.checksum
+    )
+    new, first = host.backend.deployments()
+    assert (new.checksum, first.key) == (old.checksum, old.key)
+    before, after = host.backend.staging(first), host.backend.staging(new)
+    assert (before.kargs, before.initrds) == ((), ())
+    assert after.kargs == ("x=1", "x=2")
+    assert after.initrds == (hashlib.sha256(b"an initrd").hexdigest(),)
+    assert before.origin == old.root.with_name(f"{old.key}.origin").read_text()
+    # Nothing boots it.
+    assert host.backend.staging(replace(new, stateroot="x", root=Path("/x"))).kargs == ()
+    target = f"'target': <{{'name': <'{new.key}'>, 'osname': <'default'>}}>"
+    more = "'kargs': <['a', 'b']>, 'overlay-initrds': <['f', 'e']>"
+    write_variant(host.settings.paths.ostree_run / "staged-deployment", f"{{{target}, {more}}}")
+    staged = host.backend.staging(replace(new, roles=frozenset({Role.STAGED})))
+    assert (staged.kargs, staged.initrds) == (("a", "b"), ("f", "e"))
+    assert facts.staged_initrds(b"rubbish") == ()
 
 
 async def test_the_key_that_a_killed_worker_set_is_known_as_ours(host: Host) -> None:
@@ -198,15 +233,28 @@ async def test_the_key_that_a_killed_worker_set_is_known_as_ours(host: Host) -> 
     await backend.recover()
     assert backend.deployments()[0].foreign_lock
     for lock in (None, Lock(staged.key)):  # and what a hold in between wrote does not say it either
+        disown_key(run)
+        remove_lock(run)
         (run / NOTE).write_text(staged.checksum)
         if lock is not None:
-            remove_lock(run)
             write_lock(run, lock)
-            assert backend.deployments()[0].foreign_lock
+        assert backend.deployments()[0].foreign_lock
         await backend.recover()
-        assert read_lock(run) == Lock(staged.key, with_key=True)
+        assert read_lock(run) == Lock(staged.key)
         assert not backend.deployments()[0].foreign_lock
         assert not (run / NOTE).exists()
+    # Whoever takes the lock file away, and whoever sets it again: the key is ours.
     remove_lock(run)
+    for _ in range(2):
+        held = backend.deployments()[0]
+        assert (held.locked, held.foreign_lock) == (True, False)
+        await backend.hold(held)
+    # The same once more, but written by somebody else.
+    write_variant(run / "anew", f"{{{target}, 'locked': <true>}}")
+    (run / "anew").rename(run / "staged-deployment")
+    assert backend.deployments()[0].foreign_lock
     await backend.recover()
     assert backend.deployments()[0].foreign_lock
+    (run / "staged-deployment").unlink()
+    await backend.recover()
+    assert [path.name for path in run.iterdir()] == []

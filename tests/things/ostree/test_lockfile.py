@@ -6,7 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from lashd.things.ostree.lockfile import LOCK, STAGING, Lock, read_lock, remove_lock, write_lock
+from lashd.things.ostree.lockfile import (
+    LOCK,
+    STAGED,
+    STAGING,
+    Lock,
+    disown_key,
+    key_is_ours,
+    own_key,
+    read_lock,
+    remove_lock,
+    write_lock,
+)
 
 KEY = "a" * 64 + ".0"
 OTHER = "b" * 64 + ".1"
@@ -14,7 +25,7 @@ OTHER = "b" * 64 + ".1"
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert read_lock(tmp_path) is None
-    for lock in (Lock(KEY), Lock(KEY, with_key=True), Lock(STAGING), Lock(KEY, ready=True)):
+    for lock in (Lock(KEY), Lock(STAGING), Lock(KEY, ready=True)):
         assert write_lock(tmp_path, lock) == lock == read_lock(tmp_path)
         assert lock.ours
     assert (tmp_path / LOCK).stat().st_mode & 0o777 == 0o640
@@ -48,3 +59,23 @@ def test_one_of_ours_that_was_touched_is_somebody_elses(tmp_path) -> None:
     assert read_lock(tmp_path) == Lock()
     assert write_lock(tmp_path, Lock(KEY)) == Lock()
     assert read_lock(tmp_path) == Lock()
+
+
+def test_whose_key_it_is(tmp_path: Path) -> None:
+    """Ours is the key in the very file that was staged; whoever changes anything about it puts another one there."""
+    assert not key_is_ours(tmp_path)
+    disown_key(tmp_path)
+    (tmp_path / STAGED).write_bytes(b"a note")
+    assert not key_is_ours(tmp_path)
+    for _ in range(2):
+        own_key(tmp_path)
+        assert key_is_ours(tmp_path)
+    (tmp_path / "new").write_bytes(b"a note")
+    (tmp_path / "new").rename(tmp_path / STAGED)
+    assert not key_is_ours(tmp_path)
+    own_key(tmp_path)
+    assert key_is_ours(tmp_path)
+    (tmp_path / STAGED).unlink()
+    assert not key_is_ours(tmp_path)
+    disown_key(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -11,11 +11,11 @@ from lashd.things.host import Fetched, Staging
 from lashd.things.ostree import names, nextroot
 from lashd.things.ostree.checkouts import unlisted
 from lashd.things.ostree.client import Worker, require_root
-from lashd.things.ostree.deployments import OstreeSysroot
-from lashd.things.ostree.facts import parse_origin, read, staged_arguments
+from lashd.things.ostree.deployments import find_sysroot
+from lashd.things.ostree.facts import parse_origin, read, staged_arguments, staged_initrds
 from lashd.things.ostree.fetch import ImageFetch, OpenProxy
 from lashd.things.ostree.image import check_signature_rule
-from lashd.things.ostree.lockfile import NOTE, STAGED, Lock, read_lock, remove_lock, write_lock
+from lashd.things.ostree.lockfile import NOTE, STAGED, Lock, disown_key, own_key, read_lock, remove_lock, write_lock
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.files import sync_filesystem
@@ -30,15 +30,7 @@ class OstreeBackend:
 
     def __init__(self, settings: Settings, open_proxy: OpenProxy | None = None) -> None:
         self._settings = settings
-        self._sysroot = OstreeSysroot(settings)
-        if not self._sysroot.repository.is_dir():
-            raise LashdError(
-                ErrorName.UNSUPPORTED_HOST,
-                f"There is no ostree repository in {settings.host.sysroot}; lashd works on hosts that boot from "
-                "ostree, and on sysroots that 'ostree admin init-fs' has made.",
-            )
-        if settings.booted_sysroot and not self._sysroot.booted:
-            raise LashdError(ErrorName.UNSUPPORTED_HOST, "This system was not booted from ostree.")
+        self._sysroot = find_sysroot(settings)
         self._worker = Worker(settings, booted=self._sysroot.booted)
         self._open_proxy = open_proxy or _skopeo(settings)
 
@@ -53,8 +45,12 @@ class OstreeBackend:
 
     def staging(self, deployment: Deployment) -> Staging:
         origin = read(deployment.root.with_name(deployment.root.name + ".origin")).decode("utf-8", "replace")
+        if Role.STAGED not in deployment.roles:
+            entry = self._sysroot.boot_entry(deployment)
+            return Staging(origin, entry.arguments, entry.initrds)
         # Should it have been replaced just now, whoever asks is told so soon.
-        return Staging(origin, staged_arguments(read(self._settings.paths.ostree_run / STAGED)))
+        note = read(self._settings.paths.ostree_run / STAGED)
+        return Staging(origin, staged_arguments(note), staged_initrds(note))
 
     def holds(self, deployment: Deployment) -> bool:
         try:
@@ -142,21 +138,19 @@ class OstreeBackend:
     async def hold(self, deployment: Deployment) -> None:
         require_root()
         self._require_staged(deployment)
-        run = self._settings.paths.ostree_run
-        present = read_lock(run)
-        # Whether the staged deployment's own key is ours to take away is known only to the lock that was there first.
-        with_key = present is not None and present.is_for(deployment.key) and present.with_key
-        write_lock(run, Lock(deployment.key, with_key))
+        write_lock(self._settings.paths.ostree_run, Lock(deployment.key))
 
     async def release(self, deployment: Deployment) -> None:
         self._require_staged(deployment)
         await self._worker.change("release", key=deployment.key)
 
     async def discard(self, deployment: Deployment) -> None:
-        await self._worker.change("remove", key=deployment.key)
+        await self._worker.change("remove", key=deployment.key, stateroot=deployment.stateroot)
 
     async def roll_back(self, to: Deployment, *, drop_staged: bool = False) -> bool:
-        changed: bool = await self._worker.change("set-first", key=to.key, drop_staged=drop_staged)
+        changed: bool = await self._worker.change(
+            "set-first", key=to.key, stateroot=to.stateroot, drop_staged=drop_staged
+        )
         return changed
 
     async def prune(self, keep: tuple[Fetched, ...] = ()) -> int:
@@ -169,9 +163,12 @@ class OstreeBackend:
         if staged is not None and staged.checksum == commit and staged.foreign_lock:
             present = read_lock(run)
             if present is None or present.is_for(staged.key):
-                write_lock(run, Lock(staged.key, with_key=True))
+                own_key(run)
+                write_lock(run, Lock(staged.key))
         if commit:
             (run / NOTE).unlink(missing_ok=True)
+        if staged is None:
+            disown_key(run)
 
     def _staged(self) -> Deployment | None:
         return next((one for one in self.deployments() if Role.STAGED in one.roles), None)

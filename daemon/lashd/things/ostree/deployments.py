@@ -13,14 +13,38 @@ from dataclasses import replace
 from pathlib import Path
 
 from lashd.things.gvariant import parse
-from lashd.things.ostree.facts import CommitFacts, boot_links, commit_facts, parse_origin, read
-from lashd.things.ostree.lockfile import LOCK, STAGED, look_at_lock
+from lashd.things.ostree.facts import (
+    DEPLOYMENT_NAME,
+    MERGES,
+    BootEntry,
+    CommitFacts,
+    boot_entries,
+    commit_facts,
+    parse_origin,
+    read,
+    staged_name,
+)
+from lashd.things.ostree.lockfile import LOCK, STAGED, key_is_ours, look_at_lock
 from lashd.words.config import Settings
+from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import Deployment, Role
 
 _LINK = re.compile(r"/ostree/boot\.[01]/(?P<stateroot>[^/]+)/[^/]+/[0-9]+")
-DEPLOYMENT_NAME = re.compile(r"(?P<checksum>[0-9a-f]{64})\.(?P<serial>[0-9]{1,9})")
 _COMMITS_KEPT = 256
+
+
+def find_sysroot(settings: Settings) -> OstreeSysroot:
+    """The ostree sysroot of this host, or the one in a directory. Raises UnsupportedHost when there is none."""
+    sysroot = OstreeSysroot(settings)
+    if not sysroot.repository.is_dir():
+        raise LashdError(
+            ErrorName.UNSUPPORTED_HOST,
+            f"There is no ostree repository in {settings.host.sysroot}; lashd works on hosts that boot from "
+            "ostree, and on sysroots that 'ostree admin init-fs' has made.",
+        )
+    if settings.booted_sysroot and not sysroot.booted:
+        raise LashdError(ErrorName.UNSUPPORTED_HOST, "This system was not booted from ostree.")
+    return sysroot
 
 
 class OstreeSysroot:
@@ -76,13 +100,21 @@ class OstreeSysroot:
             return None
         return checksum
 
+    def boot_entry(self, deployment: Deployment) -> BootEntry:
+        """How the installed `deployment` is booted; an empty one when no boot entry says so."""
+        for entry in boot_entries(self._boot / "loader/entries"):
+            found = self._from_link(entry.link, None)
+            if found is not None and found.root == deployment.root:
+                return entry
+        return BootEntry()
+
     def _list(self) -> tuple[Deployment, ...]:
         booted = _booted_inode(self._root) if self.booted else None
         found: list[Deployment] = []
         if self.booted and (staged := self._staged()):
             found.append(staged)
-        for link in boot_links(self._boot / "loader/entries"):
-            deployment = self._from_link(link, booted)
+        for entry in boot_entries(self._boot / "loader/entries"):
+            deployment = self._from_link(entry.link, booted)
             if deployment is not None:
                 found.append(deployment)
         return _with_rollback(found)
@@ -102,23 +134,24 @@ class OstreeSysroot:
     def _staged(self) -> Deployment | None:
         try:
             state = parse("a{sv}", read(self._run / STAGED))
-            target = state["target"]
-            stateroot, name = target["osname"], target["name"]
-            if not (isinstance(stateroot, str) and isinstance(name, str)):
-                return None
+            stateroot, name = staged_name(state["target"])
+            merges = None
+            if isinstance(state.get(MERGES), dict):  # as libostree, for which another type is as good as none
+                merges = self._checkout(*staged_name(state[MERGES]))
         except (ValueError, KeyError, TypeError):
-            return None
-        if "/" in stateroot or stateroot in ("", ".", "..") or not DEPLOYMENT_NAME.fullmatch(name):
             return None
         deployment = self._deployment(stateroot, name, {Role.STAGED})
         locked, declared, foreign = _hold(self._run, name, key_set=state.get("locked") is True)
-        deployment = replace(deployment, locked=locked, declared=declared, foreign_lock=foreign)
+        deployment = replace(deployment, locked=locked, declared=declared, foreign_lock=foreign, merges=merges)
         # Between the two moments at which libostree writes its file and makes or removes the directory.
         return deployment if deployment.root.is_dir() else None
 
+    def _checkout(self, stateroot: str, name: str) -> Path:
+        return self._sysroot / "ostree/deploy" / stateroot / "deploy" / name
+
     def _deployment(self, stateroot: str, name: str, roles: set[Role]) -> Deployment:
         checksum, _, serial = name.partition(".")
-        root = self._sysroot / "ostree/deploy" / stateroot / "deploy" / name
+        root = self._checkout(stateroot, name)
         origin = root.with_name(root.name + ".origin")
         self._stamps[origin] = _stamp(origin)
         image, pinned = parse_origin(read(origin).decode("utf-8", "replace"))
@@ -142,11 +175,11 @@ def _hold(run: Path, key: str, *, key_set: bool) -> tuple[bool, bool, bool]:
     `key_set`: its own file says that it is locked.
     """
     lock = look_at_lock(run)
+    foreign_key = key_set and not key_is_ours(run)
     if lock is None:
-        return key_set, False, key_set
+        return key_set, False, foreign_key
     declared = lock.is_for(key) and lock.ready and not key_set
-    foreign = not lock.ours or (key_set and not (lock.is_for(key) and lock.with_key))
-    return not declared, declared, foreign
+    return not declared, declared, foreign_key or not lock.ours
 
 
 def _with_rollback(found: list[Deployment]) -> tuple[Deployment, ...]:

@@ -21,20 +21,23 @@ _TIME = 1
 # In place of a deployment's key while one is being staged.
 STAGING = "staging"
 # There while one is being staged: the `locked` key in what is staged from the commit that it names is ours, too.
-# libostree may have removed the lock file that said so by the time that whoever stages is killed.
+# Whoever stages may be killed before he can say so (`own_key`).
 NOTE = ".lashd-staging"
+# A second name of ostree's note of what is staged, while the `locked` key in there is ours. Whoever sets that key,
+# takes it away or stages puts another note in its place, so this can never be about a key of somebody else's; and
+# nobody loses it by removing the lock file.
+OWN_KEY = ".lashd-locked"
 
 
 @dataclass(frozen=True, slots=True)
 class Lock:
     """Who holds. `deployment` is its key (or STAGING), empty when the lock is not ours.
 
-    `with_key` says that lashd also set the `locked` key in the staged deployment's own file; `ready` that the
-    deployment was verified, so that only the gate at shutdown is still to look and to take the lock away.
+    `ready` says that the deployment was verified, so that only the gate at shutdown is still to look and to take the
+    lock away.
     """
 
     deployment: str = ""
-    with_key: bool = False
     ready: bool = False
 
     @property
@@ -56,7 +59,7 @@ def read_lock(ostree_run: Path) -> Lock | None:
     lines = text.splitlines()
     if len(lines) < 2 or lines[0] != _MARK or changed != _TIME * 1_000_000_000:
         return Lock()
-    return Lock(lines[1], "key" in lines[2:], "ready" in lines[2:])
+    return Lock(lines[1], "ready" in lines[2:])
 
 
 def look_at_lock(ostree_run: Path) -> Lock | None:
@@ -74,8 +77,7 @@ def write_lock(ostree_run: Path, lock: Lock, *, take_over: bool = False) -> Lock
     """
     path = ostree_run / LOCK
     partial = ostree_run / f".{LOCK}.{os.getpid()}"
-    flags = [flag for flag, is_set in (("key", lock.with_key), ("ready", lock.ready)) if is_set]
-    text = "\n".join([_MARK, lock.deployment, *flags, ""])
+    text = "\n".join([_MARK, lock.deployment, *(["ready"] if lock.ready else []), ""])
     try:
         partial.write_text(text, encoding="utf-8")
         partial.chmod(0o640)
@@ -97,3 +99,21 @@ def write_lock(ostree_run: Path, lock: Lock, *, take_over: bool = False) -> Lock
 
 def remove_lock(ostree_run: Path) -> None:
     (ostree_run / LOCK).unlink(missing_ok=True)
+
+
+def own_key(ostree_run: Path) -> None:
+    """Remember that the `locked` key in what is staged now was set by lashd. Raises OSError."""
+    disown_key(ostree_run)
+    (ostree_run / OWN_KEY).hardlink_to(ostree_run / STAGED)
+
+
+def disown_key(ostree_run: Path) -> None:
+    (ostree_run / OWN_KEY).unlink(missing_ok=True)
+
+
+def key_is_ours(ostree_run: Path) -> bool:
+    """Whether a `locked` key in what is staged now is there because lashd set it. Never raises."""
+    try:
+        return os.path.samestat((ostree_run / STAGED).lstat(), (ostree_run / OWN_KEY).lstat())
+    except OSError:
+        return False
