@@ -8,9 +8,10 @@ import itertools
 import json
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from lashd.steps.evidence import gather
 from lashd.steps.record import Records
 from lashd.steps.shutdowns import Shutdowns, boot_id
 from lashd.things.ostree.deployments import OstreeSysroot
-from lashd.things.ostree.lockfile import LOCK, STAGED, Lock, read_lock, write_lock
+from lashd.things.ostree.lockfile import LOCK, STAGED, Lock, own_key, read_lock, write_lock
 from lashd.things.ostree.nextroot import PREPARED
 from lashd.things.store import Store
 from lashd.words import files
@@ -29,11 +30,12 @@ from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import Deployment, Order, Owed, Passed, Role, Verdict
 from tests.bench.service import furnish, settings_below
+from tests.conftest import REPOSITORY
 from tests.support.registry import Registry
 from tests.support.staged import backing, note, play_booted
 from tests.things.ostree.conftest import needs_root
 
-HOLD = Path(__file__).resolve().parents[2] / "packaging/libexec/hold"
+HOLD = REPOSITORY / "packaging/libexec/hold"
 
 pytestmark = needs_root
 
@@ -90,8 +92,8 @@ class Stage:
         return self.gate(**more).shut_down()
 
     def policy(self, policy: str) -> None:
-        gate = self.settings.gate.model_copy(update={"policy": policy})
-        self.settings = self.settings.model_copy(update={"gate": gate})
+        gate = replace(self.settings.gate, policy=policy)
+        self.settings = replace(self.settings, gate=gate)
 
 
 @pytest.fixture
@@ -100,7 +102,7 @@ def stage(furnished: tuple[Settings, str], tmp_path: Path) -> Iterator[Stage]:
     for name in ("state", "run", "ostree_run", "root"):
         shutil.copytree(getattr(template.paths, name), tmp_path / name, symlinks=True)
     paths = {name: tmp_path / name for name in ("state", "run", "ostree_run", "root")}
-    settings = template.model_copy(update={"paths": template.paths.model_copy(update=paths)})
+    settings = replace(template, paths=replace(template.paths, **paths))
     sysroot = play_booted(settings, OstreeSysroot(settings).deployments()[0])
     one, two = sysroot.deployments()
     assert (one.roles, two.roles) == ({Role.STAGED}, {Role.BOOTED})
@@ -140,7 +142,8 @@ def lock_as(stage: Stage, whose: str) -> None:
         if whose == "key and file":
             (stage.run / LOCK).touch()
         elif whose == "own key":
-            write_lock(stage.run, Lock(stage.staged.key, with_key=True))
+            own_key(stage.run)
+            write_lock(stage.run, Lock(stage.staged.key))
 
 
 OURS = ("none", "ours", "ours, ready", "ours, of another", "ours, while staging")
@@ -290,12 +293,13 @@ def test_another_one_is_staged_at_the_last_moment(stage: Stage, monkeypatch: pyt
     def stage_again(self: Shutdowns, verdict: Verdict) -> None:
         write(self, verdict)
         looks.append(verdict.result.value)
-        if len(looks) == 1:
+        if looks[-1:] == ["released"]:
             lock_as(stage, "key")
 
     monkeypatch.setattr(Shutdowns, "write_verdict", stage_again)
     verdict = stage.end()
-    assert looks == ["released", "held"]
+    # Each look begins with the word that it is not finished; what did not pass after all is not said to have passed.
+    assert looks == ["held", "released", "held", "held", "held"]
     assert verdict.result is Passed.HELD
     assert not stage.passed
     assert read_lock(stage.run) is not None
@@ -358,21 +362,70 @@ def test_what_was_dropped_in_this_boot_is_not_owed(stage: Stage, boot: str, stay
 def test_what_stands_behind_it_in_the_boot_order_is_looked_at(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Should ostree fail to finalise what passes, that is what boots."""
     why = ("boot-order-restored", "The running system was put back before it.")
-    monkeypatch.setattr(module, "check_boot_order", lambda *_: (None, [why]))
+    seen: list[tuple[bool, Verdict | None]] = []
+
+    def check(*_: object) -> tuple[None, list[tuple[str, str]]]:
+        seen.append((stage.passed, stage.shutdowns.verdict()))
+        return None, [why]
+
+    monkeypatch.setattr(module, "check_boot_order", check)
     verdict = stage.end()
     assert (verdict.result, verdict.reasons) == (Passed.RELEASED, (why,))
+    assert stage.shutdowns.verdict() == verdict
+    # That may take too long, and what is complete is not lost over it.
+    assert seen == [(True, replace(verdict, reasons=(), decided=seen[0][1].decided))]  # type: ignore[union-attr]
+    # What is not complete waits for it, and the word that it does is on disk.
+    write_lock(stage.run, Lock(stage.staged.key))
+    stage.shutdowns.give_order(Order(stage.staged.key, stage.staged.digest or "", True, 7, "", 1))
+    assert stage.end().result is Passed.HELD
+    passed, before = seen[1]
+    assert not passed
+    assert before is not None
+    assert (before.result, before.deployment, before.reasons[0][0]) == (
+        Passed.HELD,
+        stage.staged.key,
+        "gate-not-finished",
+    )
+
+
+def test_a_word_that_cannot_be_replaced_is_taken_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what has passed would be said to have booted although it was held."""
+    write = Shutdowns.write_verdict
+
+    def full(self: Shutdowns, verdict: Verdict) -> None:
+        if verdict.result is Passed.RELEASED:
+            raise LashdError(ErrorName.NO_SPACE)
+        write(self, verdict)
+
+    monkeypatch.setattr(Shutdowns, "write_verdict", full)
+    assert stage.end().result is Passed.RELEASED
+    assert stage.passed
+    assert stage.shutdowns.verdict() is None
 
 
 def test_a_failure_is_told_and_holds(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = stage.gate()
-    monkeypatch.setattr(gate, "_staged", lambda *_: 1 / 0)
+    monkeypatch.setattr(gate, "_decide", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError) as caught:
         gate.shut_down()
-    gate.failed(caught.value)
+    gate.failed(str(caught.value))
     verdict = stage.shutdowns.verdict()
     assert verdict is not None
-    assert (verdict.result, verdict.reasons[0][0]) == (Passed.HELD, "gate-failed")
+    assert (verdict.result, verdict.deployment) == (Passed.HELD, stage.staged.key)
+    assert [code for code, _ in verdict.reasons] == ["gate-failed"]
     assert not stage.passed
+
+
+def test_a_failure_afterwards_does_not_take_back_what_passed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = stage.gate()
+    monkeypatch.setattr(module, "check_boot_order", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        gate.shut_down()
+    gate.failed("division by zero")
+    assert stage.passed
+    verdict = stage.shutdowns.verdict()
+    assert verdict is not None
+    assert verdict.result is Passed.RELEASED
 
 
 # ---- the order in which deployments boot ----
@@ -434,6 +487,48 @@ def test_a_boot_order_that_cannot_be_put_right_is_told(installed: Stage, lose_im
     assert [code for code, _ in verdict.reasons][-1] == "boot-order-not-restored"
 
 
+_ENDED = """
+import json, sys, time
+sys.path.insert(0, sys.argv[1])
+from lashd.running.gate import Gate
+from lashd.things.ostree.deployments import OstreeSysroot
+from lashd.words.config import settings_from
+settings = settings_from(json.loads(sys.argv[2]))
+sysroot = OstreeSysroot(settings)
+sysroot.booted = True
+def put_first(key):
+    print("at it", flush=True)
+    time.sleep(60)
+Gate(settings, sysroot=sysroot, put_first=put_first).shut_down()
+"""
+
+
+def test_a_gate_that_is_killed_leaves_word(installed: Stage, lose_image: Callable[[], None]) -> None:
+    """While the boot order is put right, which takes long; the word of the shutdown before would be misleading."""
+    lose_image()
+    installed.shutdowns.write_verdict(Verdict(Passed.RELEASED, "another boot", 1))
+    argv = [sys.executable, "-c", _ENDED, REPOSITORY / "daemon", json.dumps(asdict(installed.settings), default=str)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"at it\n"
+        process.kill()
+    verdict = installed.shutdowns.verdict()
+    assert verdict is not None
+    assert (verdict.result, verdict.boot) == (Passed.HELD, boot_id())
+    assert [code for code, _ in verdict.reasons] == ["gate-not-finished"]
+
+
+def test_boot_entries_that_cannot_be_read_are_told(stage: Stage) -> None:
+    loader = stage.settings.host.sysroot / "boot/loader"
+    loader.rename(loader.with_name("lost"))
+    try:
+        verdict = stage.end()
+    finally:
+        loader.with_name("lost").rename(loader)
+    assert verdict.result is Passed.RELEASED, "what is staged is complete"
+    assert [code for code, _ in verdict.reasons] == ["unknown"]
+
+
 # ---- soft reboot ----
 
 
@@ -466,14 +561,50 @@ def test_a_soft_reboot_goes_only_where_a_reboot_may(
 # ---- the program ----
 
 
+@pytest.mark.parametrize("program", ["gate", "activate"])
+def test_it_loads_little(program: str) -> None:
+    """Loading takes longer than the work, while the whole system waits."""
+    script = f"import sys, lashd.running.{program}; print(*sys.modules)"
+    argv = [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(REPOSITORY / 'daemon')!r}); {script}"]
+    loaded = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.split()
+    heavy = {"pydantic", "asyncio", "argparse", "subprocess", "tarfile", "tempfile", "logging", "ssl"}
+    assert heavy & set(loaded) == set()
+
+
 def test_outside_of_a_shutdown_nothing_is_decided(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr(module, "Gate", lambda *_: 1 / 0)
-    for state, shown in (("running", "running"), ("", "unknown state")):
-        monkeypatch.setattr(module, "system_state", lambda state=state: state)
-        assert module.main(["stop"]) == 0
-        assert shown in capsys.readouterr().out
+    monkeypatch.setattr(module, "system_state", lambda: "running")
+    assert module.main(["stop"]) == 0
+    assert "The system is running" in capsys.readouterr().out
     assert module.main([]) == 2
     assert module.main(["start"]) == 2
+
+
+def play_program(monkeypatch: pytest.MonkeyPatch, stage: Stage, *states: str) -> list[float]:
+    """Let the program work on `stage` while systemd answers with one of `states` after the other; answers its waits."""
+    answers, waits = iter(states), list[float]()
+    monkeypatch.setattr(module, "system_state", lambda: next(answers))
+    monkeypatch.setattr(time, "sleep", waits.append)
+    monkeypatch.setattr(module, "load", lambda: stage.settings)
+    monkeypatch.setattr(module, "Gate", lambda settings: Gate(settings, sysroot=stage.sysroot, since=0))
+    return waits
+
+
+def test_systemd_may_be_too_busy_to_answer_at_once(monkeypatch: pytest.MonkeyPatch, stage: Stage) -> None:
+    waits = play_program(monkeypatch, stage, "", "stopping")
+    assert module.main(["stop"]) == 0
+    assert waits == [1]
+    assert stage.passed
+
+
+def test_without_an_answer_nothing_passes_and_that_is_told(monkeypatch: pytest.MonkeyPatch, stage: Stage) -> None:
+    play_program(monkeypatch, stage, "", "stopping")
+    monkeypatch.setattr(module, "_PATIENCE", 0)
+    assert module.main(["stop"]) == 1
+    assert not stage.passed
+    verdict = stage.shutdowns.verdict()
+    assert verdict is not None
+    assert (verdict.result, [code for code, _ in verdict.reasons]) == (Passed.HELD, ["gate-failed"])
 
 
 def test_settings_that_cannot_be_read_hold(monkeypatch: pytest.MonkeyPatch, stage: Stage, capsys) -> None:

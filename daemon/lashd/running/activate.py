@@ -8,8 +8,6 @@ whether every bound image of the booted deployment is there (for greenboot).
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import contextlib
 import json
 import os
@@ -26,15 +24,32 @@ from lashd.words import files
 from lashd.words.config import DIRECTORIES, Settings, load
 from lashd.words.errors import LashdError
 from lashd.words.model import BoundImage
-from lashd.words.run import run
 
 # A boot is not kept waiting for longer; the unit's own limit is a little above.
 LIMIT_SECONDS = 120.0
 _RELOAD_SECONDS = 30.0
 _REPORT = "activation.json"
+_BARRED = "barred"
 _REPORT_LIMIT = 1024 * 1024
 
 _INFO, _WARNING, _ERROR = 6, 4, 3  # syslog's
+
+
+def in_order(settings: Settings, booted: Booted) -> bool:
+    """Whether there is nothing to do at all, as at nearly every boot: `activate` would change nothing and say nothing.
+
+    Needs less to be loaded than `activate` does.
+    """
+    digests = digests_of(booted.record)
+    bound, store = booted.found.images, booted.store
+    try:
+        if moves(store.index(), bound, digests):
+            return False
+    except LashdError:
+        return False
+    wrong = any(_wrong(image, digests, store, "") for image in bound)
+    reasons = settings.paths.run / _BARRED
+    return not (wrong or (settings.paths.run / _REPORT).exists() or bars.barred(reasons_in=reasons))
 
 
 async def activate(settings: Settings, booted: Booted) -> dict[str, str]:
@@ -45,6 +60,8 @@ async def activate(settings: Settings, booted: Booted) -> dict[str, str]:
     """
     digests = digests_of(booted.record)
     bound, store = booted.found.images, booted.store
+    import asyncio
+
     problem = ""
     try:
         wanted = moves(store.index(), bound, digests)
@@ -104,7 +121,7 @@ async def _publish(settings: Settings, bound: Sequence[BoundImage], wrong: Mappi
         _say(_ERROR, sentence)
     strict = settings.gate.strict_names
     services = {image.service: wrong[image.unit] for image in bound if image.unit in wrong} if strict else {}
-    report, reasons = settings.paths.run / _REPORT, settings.paths.run / "barred"
+    report, reasons = settings.paths.run / _REPORT, settings.paths.run / _BARRED
     root = settings.paths.root
     try:
         if wrong:
@@ -123,6 +140,8 @@ async def _publish(settings: Settings, bound: Sequence[BoundImage], wrong: Mappi
 
 
 async def _reload(services: Mapping[str, str]) -> None:
+    from lashd.words.run import run
+
     # By PID 1's own socket: the bus is not there yet.
     try:
         done = await run(["systemctl", "daemon-reload"], timeout=_RELOAD_SECONDS)
@@ -135,22 +154,21 @@ async def _reload(services: Mapping[str, str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 when all names are right (with --check: all images there), 1 when not, 2 for usage."""
-    parser = argparse.ArgumentParser(
-        prog="activate", description="Gives image names the meaning that the booted deployment is bound to."
-    )
-    parser.add_argument("--check", action="store_true", help="only say whether every bound image is there")
-    parser.add_argument("--settings", metavar="DIR", type=Path, nargs="+", help="read settings from here instead")
-    options = parser.parse_args(arguments)
+    only_check, directories = _options(sys.argv[1:] if arguments is None else arguments)
     try:
-        settings = load(options.settings or DIRECTORIES)
+        settings = load(directories)
         booted = look(settings)
         if booted is None:
             return 0
-        if options.check:
+        if only_check:
             told = check(booted)
             for well, sentence in told:
                 _say(_INFO if well else _ERROR, sentence)
             return 0 if all(well for well, _ in told) else 1
+        if in_order(settings, booted):
+            return 0
+        import asyncio
+
         # /tmp and /var/tmp may not be there yet.
         os.environ["TMPDIR"] = os.fspath(settings.paths.run)
         return 1 if asyncio.run(activate(settings, booted)) else 0
@@ -159,6 +177,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         _say(_ERROR, f"The names of the booted deployment could not be judged: {error}.")
     return 1
+
+
+def _options(arguments: Sequence[str]) -> tuple[bool, Sequence[Path]]:
+    """Whether only to check, and where the settings are."""
+    if not arguments:
+        return False, DIRECTORIES
+    import argparse  # at boot there are none to be read
+
+    parser = argparse.ArgumentParser(
+        prog="activate", description="Gives image names the meaning that the booted deployment is bound to."
+    )
+    parser.add_argument("--check", action="store_true", help="only say whether every bound image is there")
+    parser.add_argument("--settings", metavar="DIR", type=Path, nargs="+", help="read settings from here instead")
+    options = parser.parse_args(arguments)
+    return options.check, options.settings or DIRECTORIES
 
 
 def _say(level: int, sentence: str) -> None:

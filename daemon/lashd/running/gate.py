@@ -16,18 +16,17 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-
-# Plugins of pydantic are looked for on the whole disk, and there is no use for them here.
-os.environ["PYDANTIC_DISABLE_PLUGINS"] = "1"
 
 from lashd.running.judge import Judge, Reason
 from lashd.running.nextboot import RESTORED, check_boot_order, check_soft_reboot, put_first_now
 from lashd.steps.decide import UNKNOWN
 from lashd.steps.shutdowns import Shutdowns, boot_id, owing
+from lashd.things.host import Staging
 from lashd.things.manager import STOPPING, system_state
 from lashd.things.ostree.deployments import OstreeSysroot
-from lashd.things.ostree.facts import staged_arguments
+from lashd.things.ostree.facts import staged_arguments, staged_initrds
 from lashd.things.ostree.lockfile import STAGED, Lock, look_at_lock, remove_lock, write_lock
 from lashd.things.ostree.nextroot import NEXTROOT
 from lashd.words import files
@@ -38,7 +37,10 @@ from lashd.words.model import Deployment, Passed, Role, Verdict
 # In lashd's run directory: a copy of ostree's note of what was let through; packaging/libexec/passed compares the two.
 PASSED = "passed"
 GATE_FAILED = "gate-failed"
+NOT_FINISHED = "gate-not-finished"
+_NOT_FINISHED = "The gate was ended before it had decided, so that nothing was let through."
 _LOOKS = 3
+_PATIENCE = 10.0  # seconds in which systemd is asked again; the last answer may take 15 more, and the unit has 30
 _NOTE_LIMIT = 1024 * 1024
 
 
@@ -48,23 +50,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if list(arguments) != ["stop"]:
         print("usage: gate stop", file=sys.stderr)
         return 2
-    state = system_state()
-    if state != STOPPING:
-        _say(f"The system is {state or 'in an unknown state'}, not shutting down: what is staged stays held.")
+    state = _state()
+    if state and state != STOPPING:
+        _say(f"The system is {state}, not shutting down: what is staged stays held.")
         return 0
-    try:
-        settings = load()
-    except LashdError as error:
-        _say(f"{error.message} The gate goes by the settings that lashd comes with.")
-        settings = Settings()
-    gate = Gate(settings)
+    gate = Gate(_settings())
+    if not state:
+        gate.failed("systemd did not answer whether the system shuts down")
+        return 1
     try:
         verdict = gate.shut_down()
     except Exception as error:
-        gate.failed(error)
+        gate.failed(str(error) or type(error).__name__)
         raise
     _say(f"{verdict.result.value}: {verdict.deployment or 'nothing is staged'}", *(why for _, why in verdict.reasons))
     return 0
+
+
+def _state() -> str:
+    """What systemd says of the system, asked again when it is too busy to answer; empty when it never did."""
+    deadline = time.monotonic() + _PATIENCE
+    while not (state := system_state()) and time.monotonic() < deadline:
+        time.sleep(1)
+    return state
+
+
+def _settings() -> Settings:
+    """The host's settings; those that lashd comes with hold, so they stand in for what cannot be read."""
+    try:
+        return load()
+    except (LashdError, OSError) as error:
+        _say(f"{error} The gate goes by the settings that lashd comes with.")
+        return Settings()
 
 
 class Gate:
@@ -90,31 +107,50 @@ class Gate:
         self._put_first = put_first or functools.partial(put_first_now, settings)
         self._judge = Judge(settings, booted_at() if since is None else since)
         self._shutdowns = Shutdowns(settings.paths.state, settings.paths.run)
+        self._staged: Deployment | None = None
+        self._passed = False
 
     def shut_down(self) -> Verdict:
         """Decide and do it; the verdict is on disk before anything is let through. Raises OSError, LashdError."""
-        staged = None
         for _ in range(_LOOKS):
             note = self._note()
             everything = self._sysroot.deployments()
-            staged = next((one for one in everything if Role.STAGED in one.roles), None)
-            verdict = self._staged(staged, note, everything) if staged else self._nothing_staged(note, everything)
-            self._write(verdict)
-            if verdict.result is not Passed.RELEASED or self._let_through(note):
+            self._staged = next((one for one in everything if Role.STAGED in one.roles), None)
+            # Whatever happens from here on, somebody may end us while it does, and nobody else says what came of it.
+            self._write(_verdict(Passed.HELD, self._staged, [(NOT_FINISHED, _NOT_FINISHED)]))
+            if self._staged is None:
+                verdict = self._without(note, everything)
+                self._write(verdict)
                 return verdict
+            verdict = self._decide(self._staged, note, everything)
+            if verdict.result is not Passed.RELEASED:
+                break
+            self._write(verdict)
+            if self._let_through(note):
+                break
             # Somebody staged something else meanwhile, or locked it.
             self._judge.forget()
-        verdict = _verdict(Passed.HELD, staged, [(UNKNOWN, "What is staged changed again and again.")])
-        self._write(verdict)
+            verdict = _verdict(Passed.HELD, self._staged, [(UNKNOWN, "What is staged changed again and again.")])
+            self._write(verdict)
+        # Also behind what has passed: should ostree fail to finalise that, it is the first of the others that boots.
+        # But after it: to put that right may take longer than we are given, and what is complete is not lost over it.
+        _, more = check_boot_order(everything, self._judge, self._put_first)
+        verdict = replace(verdict, reasons=(*verdict.reasons, *more))
+        if more or verdict.result is not Passed.RELEASED:
+            self._write(verdict)
         return verdict
 
-    def failed(self, error: Exception) -> None:
-        """Leave word that the gate could not do its work; the host is held."""
-        why = f"The gate failed, so that nothing was let through: {error or type(error).__name__}."
+    def failed(self, why: str) -> None:
+        """Leave word that the gate could not do its work, for the reason `why`. What was not let through is held."""
+        if self._passed:
+            # The verdict on that is on disk.
+            return
+        sentence = f"The gate failed, so that nothing was let through: {why}."
+        _say(sentence)
         with contextlib.suppress(Exception):
-            self._write(_verdict(Passed.HELD, None, [(GATE_FAILED, why)]))
+            self._write(_verdict(Passed.HELD, self._staged, [(GATE_FAILED, sentence)]))
 
-    def _staged(self, staged: Deployment, note: bytes, everything: tuple[Deployment, ...]) -> Verdict:
+    def _decide(self, staged: Deployment, note: bytes, everything: tuple[Deployment, ...]) -> Verdict:
         # The hold came first, without us; this is for whoever starts the gate in another way.
         if look_at_lock(self._run) is None:
             write_lock(self._run, Lock(staged.key))
@@ -122,19 +158,20 @@ class Gate:
         if not staged.foreign_lock and self._settings.gate.policy != "off":
             self._owe(staged, note)
         reasons = [*judged.reasons, *check_soft_reboot(self._settings, everything, self._judge, self._nextroot)]
-        # Also behind what may pass: should ostree fail to finalise that, it is the first of the others that boots.
-        reasons += check_boot_order(everything, self._judge, self._put_first)[1]
         return _verdict(Passed.RELEASED if judged.release else Passed.HELD, staged, reasons)
 
-    def _nothing_staged(self, note: bytes, everything: tuple[Deployment, ...]) -> Verdict:
+    def _without(self, note: bytes, everything: tuple[Deployment, ...]) -> Verdict:
+        """Nothing is staged, or nothing that can be understood."""
+        reasons = []
         if note:
             # libostree may well understand what we do not: the lock and the missing word of ours keep it back.
-            return _verdict(Passed.HELD, None, [(UNKNOWN, f"{self._run / STAGED} cannot be understood.")])
-        self._settle()
-        reasons = check_soft_reboot(self._settings, everything, self._judge, self._nextroot)
+            reasons.append((UNKNOWN, f"{self._run / STAGED} cannot be understood."))
+        else:
+            self._settle()
+        reasons += check_soft_reboot(self._settings, everything, self._judge, self._nextroot)
         following, more = check_boot_order(everything, self._judge, self._put_first)
-        restored = any(code == RESTORED for code, _ in more)
-        return _verdict(Passed.RESTORED if restored else Passed.NOTHING, following, [*reasons, *more])
+        result = Passed.RESTORED if any(code == RESTORED for code, _ in more) else Passed.NOTHING
+        return _verdict(Passed.HELD if note else result, None if note else following, [*reasons, *more])
 
     def _let_through(self, note: bytes) -> bool:
         """Take our lock away, and only ours, if `note` still says what is staged. Answers whether that was so."""
@@ -144,6 +181,7 @@ class Gate:
         self._settings.paths.run.mkdir(parents=True, exist_ok=True)
         files.write_durably(self._settings.paths.run / PASSED, note)
         remove_lock(self._run)
+        self._passed = True
         return True
 
     def _note(self) -> bytes:
@@ -157,10 +195,10 @@ class Gate:
         """It lies in /run: remember it until it has booted, so that it can be staged again."""
         with _said_when_it_fails():
             origin = staged.root.with_name(staged.root.name + ".origin").read_text(encoding="utf-8", errors="replace")
-            kargs = staged_arguments(note)
+            how = Staging(origin, staged_arguments(note), staged_initrds(note))
             booted = next((one for one in self._sysroot.deployments() if Role.BOOTED in one.roles), None)
             before = self._shutdowns.owed()
-            self._shutdowns.owe(owing(staged, before, origin, kargs, boot_id(), int(time.time()), booted))
+            self._shutdowns.owe(owing(staged, before, how, boot_id(), int(time.time()), booted))
 
     def _settle(self) -> None:
         """What was staged in this boot and is not any more was dropped by somebody, who does not want it back."""
@@ -172,7 +210,12 @@ class Gate:
     def _write(self, verdict: Verdict) -> None:
         # It is worth much, but not that an update that is complete never arrives on a host whose state is read-only.
         with _said_when_it_fails():
-            self._shutdowns.write_verdict(verdict)
+            try:
+                self._shutdowns.write_verdict(verdict)
+            except LashdError:
+                # What is there is not true, or not any more.
+                self._shutdowns.forget_verdict()
+                raise
 
 
 def _verdict(result: Passed, about: Deployment | None, reasons: Sequence[Reason]) -> Verdict:

@@ -10,7 +10,7 @@ from lashd.steps.decide import UNKNOWN, Decision, at_shutdown
 from lashd.steps.evidence import Evidence, gather
 from lashd.steps.record import Records
 from lashd.steps.shutdowns import Shutdowns
-from lashd.things.ostree.lockfile import look_at_lock
+from lashd.things.ostree.lockfile import key_is_ours
 from lashd.things.store import Store
 from lashd.words import files
 from lashd.words.config import Settings
@@ -53,13 +53,12 @@ class Judge:
     def _look(self, deployment: Deployment) -> Judged:
         staged = Role.STAGED in deployment.roles
         evidence = self._evidence(deployment, installed=not staged)
-        lock = look_at_lock(self._settings.paths.ostree_run) if staged else None
         decision = at_shutdown(
             deployment,
             evidence.decision,
             self._shutdowns.order(),
             self._settings.gate.policy,
-            key_locked=lock is not None and lock.with_key,
+            key_locked=staged and key_is_ours(self._settings.paths.ostree_run),
         )
         if decision.release:
             try:

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lashd.running.judge import Judge, Reason
+from lashd.steps.decide import UNKNOWN
+from lashd.things.ostree.deployments import OstreeSysroot
 from lashd.things.ostree.nextroot import prepared, take_down
 from lashd.words.config import Settings
-from lashd.words.errors import LashdError
+from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import Deployment, Role
 
 RESTORED = "boot-order-restored"
@@ -27,7 +29,9 @@ def check_boot_order(
     """
     installed = [one for one in everything if Role.STAGED not in one.roles]
     booted = next((one for one in installed if Role.BOOTED in one.roles), None)
-    if booted is None or installed[0] is booted:
+    if booted is None:
+        return None, [(UNKNOWN, "Which deployment boots next cannot be told: the boot entries do not name this one.")]
+    if installed[0] is booted:
         return None, []
     following = installed[0]
     judged = judge.judge(following)
@@ -67,3 +71,9 @@ def put_first_now(settings: Settings, key: str) -> None:
 
     worker = Worker(settings, booted=True, shutting_down=True)
     asyncio.run(worker.change("set-first", key=key, drop_staged=False, shutting_down=True))
+    # libostree has been seen to say nothing and to do nothing.
+    installed = [one.key for one in OstreeSysroot(settings).deployments() if Role.STAGED not in one.roles]
+    if installed[:1] != [key]:
+        raise LashdError(
+            ErrorName.HOST_COMMAND_FAILED, "ostree reported no error, but the boot entries did not change."
+        )

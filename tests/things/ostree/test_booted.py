@@ -20,7 +20,7 @@ PRELUDE = '''
 import asyncio, json, subprocess, sys, threading
 from pathlib import Path
 from lashd.things.ostree.backend import OstreeBackend
-from lashd.things.ostree.lockfile import LOCK, STAGED, read_lock
+from lashd.things.ostree.lockfile import LOCK, STAGED, key_is_ours, read_lock
 from lashd.words.config import Settings
 from lashd.words.errors import LashdError
 from lashd.words.model import HostImage
@@ -35,7 +35,7 @@ def look(name):
         [one.version, sorted(map(str, one.roles)), one.locked] for one in OstreeBackend(Settings()).deployments()
     ]
     lock = read_lock(RUN)
-    said[name + " lock"] = lock and [lock.deployment, lock.with_key, lock.ready]
+    said[name + " lock"] = lock and [lock.deployment, key_is_ours(RUN), lock.ready]
 
 async def refused(change):
     try:
@@ -108,6 +108,8 @@ said["root"] = (second.root / "usr/lib/os-release").exists()
 said["origin"] = backend.deployments()[0].image.reference
 said["hold another"] = await refused(backend.hold(first))
 said["release another"] = await refused(backend.release(first))
+(RUN / LOCK).unlink()
+subprocess.run(["sh", "/usr/lib/lashd/hold"], check=True)
 said["roll back"] = await refused(backend.roll_back(backend.deployments()[1]))
 said["discard booted"] = await refused(backend.discard(backend.deployments()[1]))
 look("refused")
@@ -172,3 +174,41 @@ look("dropped")
     assert said["now"] == [["1", ["rollback"], False], ["2", ["booted"], False]]
     host.reboot()
     assert run(host, "look('now')")["now"] == [BOOTED_1, ["2", ["rollback"], False]]
+
+
+def test_the_boot_order_is_put_right_behind_what_is_staged(
+    host: Host, host_images: HostImages, host_registry: Registry
+) -> None:
+    """As the gate does it after it has let something through, which has to stay just as it is."""
+    host.run("systemctl", "mask", "--now", "lashd.service", "lashd-hold.path", "lashd-gate.service")
+    publish(host_registry, host_images.second)
+    said = run(
+        host,
+        """
+from lashd.things.ostree.client import Worker
+booted = backend.deployments()[0]
+fetched = await backend.fetch(booted.image, expected_digest=None, report=ignore)
+admin("deploy", "--no-merge", "--retain", "--os=" + booted.stateroot, fetched.checksum)
+look("deployed")
+await backend.stage(fetched, HostImage("example.com/other:1"))
+(RUN / LOCK).unlink()
+look("staged")
+before = (RUN / STAGED).read_bytes(), (RUN / STAGED).stat().st_ino
+worker = Worker(Settings(), booted=True, shutting_down=True)
+await worker.change("set-first", key=booted.key, drop_staged=False, shutting_down=True)
+said["untouched"] = before == ((RUN / STAGED).read_bytes(), (RUN / STAGED).stat().st_ino)
+said["left"] = [path.name for path in RUN.iterdir() if path.name.endswith(".aside")]
+look("after")
+""",
+    )
+    assert [roles for _, roles, _ in said["deployed"]] == [["rollback"], ["booted"]]
+    assert [roles for _, roles, _ in said["staged"]] == [["staged"], ["rollback"], ["booted"]]
+    assert said["untouched"]
+    assert said["left"] == []
+    assert [roles for _, roles, _ in said["after"]] == [["staged"], ["booted"], ["rollback"]]
+    # And it can still be finalised: nobody unlocks it here as the gate does, but for its key.
+    run(host, "admin('lock-finalization', '--unlock')")
+    host.run("sh", "-c", "mkdir -p /run/lashd && cp /run/ostree/staged-deployment /run/lashd/passed")
+    host.reboot()
+    now = run(host, "look('now')")["now"]
+    assert [(version, roles) for version, roles, _ in now] == [("2", ["booted"]), ("1", ["rollback"])]

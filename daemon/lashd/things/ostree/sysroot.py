@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,18 @@ gi.require_version("OSTree", "1.0")
 from gi.repository import Gio, GLib, OSTree  # noqa: E402  (the version has to be asked for first)
 
 from lashd.things.ostree import names  # noqa: E402
-from lashd.things.ostree.lockfile import NOTE, STAGING, Lock, read_lock, remove_lock, write_lock  # noqa: E402
+from lashd.things.ostree.lockfile import (  # noqa: E402
+    NOTE,
+    STAGED,
+    STAGING,
+    Lock,
+    disown_key,
+    key_is_ours,
+    own_key,
+    read_lock,
+    remove_lock,
+    write_lock,
+)
 from lashd.things.ostree.undisturbed import undisturbed  # noqa: E402
 from lashd.words.errors import ErrorName, LashdError  # noqa: E402
 
@@ -90,19 +102,21 @@ class Sysroot:
             options.locked = True
         before = read_lock(_RUN)
         if before is None:
-            write_lock(_RUN, Lock(STAGING, with_key))
+            write_lock(_RUN, Lock(STAGING))
         if with_key:
             (_RUN / NOTE).write_text(commit, encoding="ascii")
         try:
             _, new = self._sysroot.stage_tree_with_options(stateroot, commit, origin, merge, options, None)
         except BaseException:
-            if before is None and read_lock(_RUN) == Lock(STAGING, with_key):
+            if before is None and read_lock(_RUN) == Lock(STAGING):
                 remove_lock(_RUN)
             (_RUN / NOTE).unlink(missing_ok=True)
             raise
+        if with_key:
+            own_key(_RUN)
         # A lock of somebody else's held the deployment that has just been replaced: newer versions of libostree
         # remove it themselves.
-        write_lock(_RUN, Lock(_key(new), with_key), take_over=before is not None)
+        write_lock(_RUN, Lock(_key(new)), take_over=before is not None)
         (_RUN / NOTE).unlink(missing_ok=True)
         return _key(new)
 
@@ -129,43 +143,50 @@ class Sysroot:
         write_lock(_RUN, Lock(_key(new)))
         return _key(new)
 
-    def set_first(self, key: str, *, drop_staged: bool, shutting_down: bool = False) -> bool:
-        """Make the deployment `key` the one that boots next; answers whether that changed anything.
+    def set_first(self, key: str, stateroot: str = "", *, drop_staged: bool, shutting_down: bool = False) -> bool:
+        """Make the deployment `key` (of `stateroot`) the one that boots next; answers whether that changed anything.
 
-        `shutting_down`: a staged deployment is known to be held and stays, and nothing is cleaned up, which takes long.
+        `shutting_down`: what is staged stays as it is, and nothing is cleaned up, which takes long.
         """
-        target = self._find(key)
+        target = self._find(key, stateroot)
         deployments = list(self._sysroot.get_deployments())
         staged = self._sysroot.get_staged_deployment()
         if staged is not None and not drop_staged and not shutting_down:
             # libostree keeps a staged deployment only in the first place, where it would undo the rollback.
             raise LashdError(ErrorName.WOULD_DROP_STAGED)
-        if staged is not None and _key(staged) == key:
+        if staged is not None and _name(staged) == _name(target):
             raise LashdError(ErrorName.ROLLBACK_UNAVAILABLE, f"The deployment {key} is only staged.")
-        rest = [one for one in deployments if _key(one) != key and not one.is_staged()]
+        rest = [one for one in deployments if _name(one) != _name(target) and not one.is_staged()]
         if shutting_down:
-            options = OSTree.SysrootWriteDeploymentsOpts()
-            options.do_postclean = False
-            first = [staged] if staged is not None else []
-            with undisturbed():
-                self._sysroot.write_deployments_with_options([*first, target, *rest], options, None)
+            self._order_behind_staged([target, *rest])
             return True
-        if [_key(target), *map(_key, rest)] == list(map(_key, deployments)):
+        if list(map(_name, [target, *rest])) == list(map(_name, deployments)):
             return False
         with undisturbed():
             self._sysroot.write_deployments([target, *rest], None)
         self._sysroot.cleanup(None)
         return True
 
-    def remove(self, key: str) -> None:
-        """Take the deployment `key` away; with a staged one its lock goes too."""
-        target = self._find(key)
+    def _order_behind_staged(self, wanted: Sequence[Any]) -> None:
+        """Let the installed deployments boot in the order `wanted`, and leave alone what is staged."""
+        options = OSTree.SysrootWriteDeploymentsOpts()
+        options.do_postclean = False
+        with undisturbed(), _staged_aside():
+            sysroot = OSTree.Sysroot.new(self._sysroot.get_path())
+            sysroot.set_mount_namespace_in_use()
+            sysroot.load(None)
+            found = {_name(one): one for one in sysroot.get_deployments()}
+            sysroot.write_deployments_with_options([found[_name(one)] for one in wanted], options, None)
+
+    def remove(self, key: str, stateroot: str = "") -> None:
+        """Take the deployment `key` (of `stateroot`) away; with a staged one its lock goes too."""
+        target = self._find(key, stateroot)
         booted = self._sysroot.get_booted_deployment()
-        if booted is not None and _key(booted) == key:
+        if booted is not None and _name(booted) == _name(target):
             raise LashdError(ErrorName.INVALID_ARGUMENT, "The deployment that is running cannot be discarded.")
         if target.is_pinned():
             raise LashdError(ErrorName.INVALID_ARGUMENT, f"The deployment {key} is pinned; unpin it first.")
-        rest = [one for one in self._sysroot.get_deployments() if _key(one) != key]
+        rest = [one for one in self._sysroot.get_deployments() if _name(one) != _name(target)]
         if not rest:
             raise LashdError(ErrorName.INVALID_ARGUMENT, "The only deployment cannot be discarded.")
         with undisturbed():
@@ -184,7 +205,7 @@ class Sysroot:
             )
         lock = read_lock(_RUN)
         key_set = _has_locked_key(staged)
-        if (lock is not None and not (lock.ours and lock.is_for(key))) or (key_set and not (lock and lock.with_key)):
+        if (lock is not None and not (lock.ours and lock.is_for(key))) or (key_set and not key_is_ours(_RUN)):
             raise LashdError(
                 ErrorName.HELD,
                 f"The staged deployment {key} is locked by someone else, so lashd does not release it; "
@@ -193,6 +214,7 @@ class Sysroot:
         if key_set:
             # Takes the lock file with it. What is staged was verified, and the gate looks whoever holds.
             self._sysroot.change_finalization(staged)
+            disown_key(_RUN)
         write_lock(_RUN, Lock(key, ready=True))
 
     def prune(self, keep: Sequence[str]) -> dict[str, int]:
@@ -218,15 +240,39 @@ class Sysroot:
         _, _, objects, size = repository.prune(OSTree.RepoPruneFlags.REFS_ONLY, 0, None)
         return {"layers": gone, "objects": objects, "bytes": size}
 
-    def _find(self, key: str) -> Any:
-        for deployment in self._sysroot.get_deployments():
-            if _key(deployment) == key:
+    def _find(self, key: str, stateroot: str) -> Any:
+        booted = self._sysroot.get_booted_deployment()
+        # Where nobody says which stateroot (the gate, which puts the running one first) it is the running one's.
+        for deployment in [*([booted] if booted is not None else []), *self._sysroot.get_deployments()]:
+            if _key(deployment) == key and stateroot in ("", deployment.get_osname()):
                 return deployment
         raise LashdError(ErrorName.INVALID_ARGUMENT, f"There is no deployment {key} on this host any more.")
 
 
+@contextlib.contextmanager
+def _staged_aside() -> Iterator[None]:
+    """What is staged is not there in here, and afterwards it is again, by the very same file.
+
+    While libostree knows of it, it writes no other order of what is installed, and says nothing of that; told to go on
+    without it, it removes its directory, too.
+    """
+    note, aside = _RUN / STAGED, _RUN / f".{STAGED}.aside"
+    with contextlib.suppress(FileNotFoundError):
+        note.rename(aside)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            aside.rename(note)
+
+
 def _key(deployment: Any) -> str:
     return f"{deployment.get_csum()}.{deployment.get_deployserial()}"
+
+
+def _name(deployment: Any) -> tuple[str, str]:
+    """What no two deployments have in common: each stateroot counts its deployments of a commit for itself."""
+    return deployment.get_osname(), _key(deployment)
 
 
 def _has_locked_key(deployment: Any) -> bool:

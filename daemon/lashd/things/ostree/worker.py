@@ -104,14 +104,14 @@ def restage(commit: str, origin: str, stateroot: str, kargs: list[str] | None, *
     return key
 
 
-def set_first(key: str, drop_staged: bool, shutting_down: bool = False, **where: Any) -> bool:
-    changed: bool = _sysroot(**where).set_first(key, drop_staged=drop_staged, shutting_down=shutting_down)
+def set_first(key: str, drop_staged: bool, stateroot: str = "", shutting_down: bool = False, **where: Any) -> bool:
+    changed: bool = _sysroot(**where).set_first(key, stateroot, drop_staged=drop_staged, shutting_down=shutting_down)
     _durable(where["sysroot"])
     return changed
 
 
-def remove(key: str, **where: Any) -> None:
-    _sysroot(**where).remove(key)
+def remove(key: str, stateroot: str = "", **where: Any) -> None:
+    _sysroot(**where).remove(key, stateroot)
     _durable(where["sysroot"])
 
 
