@@ -231,3 +231,15 @@ async def test_what_yields_makes_room_and_ends_first() -> None:
     with pytest.raises(LashdError):
         jobs.start("upgrade", asked, Initiator(1), {})
     await jobs.stop()
+
+
+async def test_what_a_person_has_joined_does_not_yield_any_more(table: Jobs) -> None:
+    own, _ = table.start("bind", forever, Initiator(0), {"deployment": "a"}, yields=True)
+    assert table.start("bind", forever, Initiator(0), {"deployment": "a"}, yields=True) == (own, True)
+    assert own.yields
+    assert table.start("bind", forever, Initiator(1000), {"deployment": "a", "initiator": "lashctl"}) == (own, True)
+    assert not own.yields
+    with pytest.raises(LashdError) as caught:
+        table.start("upgrade", nothing, Initiator(1000), {})
+    assert caught.value.name is ErrorName.BUSY
+    await table.stop()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -26,7 +27,7 @@ from lashd.things.primary import PrimaryStore
 from lashd.things.store import Store
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
-from lashd.words.model import Deployment, Order, Owed, Passed, Verdict
+from lashd.words.model import Deployment, Discovery, Order, Owed, Passed, Verdict
 from tests.things.ostree.conftest import Host, host, needs_root
 from tests.things.ostree.images import BASE, Entry, file, folder, symlink, write_image
 from tests.things.ostree.test_deployments import write_variant
@@ -52,6 +53,7 @@ class Noted:
     jobs: Jobs
     asked: list[tuple[str, str]] = field(default_factory=list)
     error: LashdError | None = None
+    seconds: float = 0.01
 
     def keep_bound(self, deployment: Deployment) -> Job:
         return self._start("bind", deployment.key, {"deployment": deployment.key})
@@ -63,21 +65,20 @@ class Noted:
         self.asked.append((kind, key))
 
         async def work(job: Job) -> Outcome:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(self.seconds)
             if self.error:
                 raise self.error
             return Outcome(False)
 
-        return self.jobs.start(kind, work, Initiator(0), options)[0]
+        return self.jobs.start(kind, work, Initiator(0), options, yields=True)[0]
 
 
 class Bench:
     """A host with a booted deployment that binds nothing, one to stage that binds an image, and the keeper's parts."""
 
     def __init__(self, host: Host, boot: str = "this-boot", **gate: Any) -> None:
-        self.settings: Settings = host.settings.model_copy(
-            update={"gate": host.settings.gate.model_copy(update={"retry_seconds": 0.4, **gate})}
-        )
+        changed = replace(host.settings.gate, **{"retry_seconds": 0.4} | gate)
+        self.settings: Settings = replace(host.settings, gate=changed)
         self.run = self.settings.paths.ostree_run
         self.backend = OstreeBackend(self.settings)
         self.backend._sysroot.booted = True
@@ -190,6 +191,8 @@ async def test_noticed_held_remembered_and_bound(host: Host) -> None:
         assert (owed.deployment, owed.boot, owed.wasted) == (key, "this-boot", 0)
         assert (owed.origin, owed.kargs) == ("[origin]\nrefspec=os/b\n", ("root=a", "quiet"))
         await until(lambda: bench.hands.asked == [("bind", key)])
+        # Its root is gone when it is lost, so what it binds is noted as well, once it was read.
+        await until(lambda: (bench.shutdowns.owed() or owed).binds == ("example.com/app:1",))
         # The same for one that replaces it, and nothing waits for the first one's next try.
         staged.stage(other)
         await until(lambda: bench.lock() == Lock(other))
@@ -204,6 +207,50 @@ async def test_noticed_held_remembered_and_bound(host: Host) -> None:
         await until(lambda: bench.shutdowns.owed() is None)
         assert bench.lock() is None
         assert bench.told > 5
+
+
+async def test_what_was_replaced_is_not_bound_any_further(host: Host) -> None:
+    staged = await prepare(host)
+    key, other = staged.keys
+    async with keeping(host, retry_seconds=60) as bench:
+        bench.hands.seconds = 60
+        staged.stage(key)
+        await until(lambda: bench.hands.asked == [("bind", key)])
+        (first,) = bench.jobs.list()
+        staged.stage(other)
+        await until(lambda: bench.hands.asked == [("bind", key), ("bind", other)], 1)
+        second = bench.jobs.list()[1]
+        assert (first.result, first.error_name, second.active) == ("cancelled", "Cancelled", True)
+        # Dropped, and nothing came instead: that is certain after a moment.
+        (bench.run / STAGED).unlink()
+        (bench.run / LOCK).unlink()
+        await asyncio.sleep(0.3)
+        assert second.active
+        await until(lambda: second.result == "cancelled")
+        await asyncio.sleep(0.2)
+        assert len(bench.hands.asked) == 2
+
+
+async def test_what_a_person_binds_goes_on_whatever_is_staged(host: Host) -> None:
+    staged = await prepare(host)
+    key, other = staged.keys
+    async with keeping(host) as bench:
+        bench.hands.seconds = 1.0
+        staged.stage(key)
+        await until(lambda: bench.hands.asked == [("bind", key)])
+        # It was the keeper's own, and then somebody asked for the same.
+        options = {"deployment": key, "initiator": "lashctl"}
+        job, joined = bench.jobs.start("bind", never, Initiator(1000), options)
+        assert joined
+        staged.stage(other)
+        await until(lambda: bench.lock() == Lock(other))
+        await until(lambda: not job.active)
+        assert job.result == "unchanged"
+        await until(lambda: bench.hands.asked == [("bind", key), ("bind", other)])
+
+
+async def never(job: Job) -> Outcome:
+    raise AssertionError
 
 
 async def test_a_lock_of_somebody_else_stays_as_it_is(host: Host) -> None:
@@ -242,6 +289,39 @@ async def test_declared_and_then_not_complete_any_more(host: Host) -> None:
         await until(lambda: bench.hands.asked and bench.jobs.active is None)
         write_lock(bench.run, Lock(key, ready=True))
         await until(lambda: bench.lock() == Lock(key))
+
+
+async def test_local_changes_after_it_was_declared(host: Host) -> None:
+    staged = await prepare(host)
+    key, _ = staged.keys
+    (booted,) = host.sysroot.glob("ostree/deploy/default/deploy/*/etc")
+    old = booted.parent
+    subprocess.run(["chattr", "-i", old], check=True)
+    (old / "usr/etc").mkdir(exist_ok=True)
+    units = old.parent / key / "usr/share/containers/systemd"
+    (units / "app.container").rename(units / "other.container")
+    bound = old.parent / key / "usr/lib/bootc/bound-images.d/app.container"
+    bound.unlink()
+    merges = f", 'merge-deployment': <{{'name': <'{old.name}'>, 'osname': <'default'>, 'bootcsum': <'00'>}}>"
+    async with keeping(host, poll_seconds=60) as bench:
+        staged.stage(key, extra=merges)
+        await until(lambda: bench.lock() == Lock(key))
+        # It binds nothing, so it is complete, and whoever binds it declares it.
+        await until(lambda: bench.hands.asked and bench.jobs.active is None)
+        write_lock(bench.run, Lock(key, ready=True))
+        bench.hands.asked.clear()
+        await asyncio.sleep(0.3)
+        assert (bench.lock(), bench.hands.asked) == (Lock(key, ready=True), [])
+        bound.symlink_to("/etc/containers/systemd/below/app.container")
+        unit = old / "etc/containers/systemd/below/app.container"
+        unit.parent.mkdir(parents=True)
+        unit.write_text(UNIT)
+        assert await until(lambda: bench.lock() == Lock(key)) < 1
+        await until(lambda: bench.hands.asked == [("bind", key)])
+        # In a directory that was not there when the watching began.
+        bound.unlink()
+        unit.unlink()
+        await until(lambda: bench.keeper._lookout._view.discovery(bench.backend.deployments()[0]) == Discovery(), 1)
 
 
 async def test_orders(host: Host) -> None:
@@ -310,7 +390,8 @@ async def test_lost_at_a_reboot_counted_once_and_staged_again(host: Host) -> Non
         (bench.run / STAGED).unlink()
     assert bench.shutdowns.owed() is None
     # It booted in the end.
-    bench.shutdowns.owe(replace(owed, checksum=bench.backend.deployments()[0].checksum, deployment="x"))
+    runs = bench.backend.deployments()[0].checksum
+    bench.shutdowns.owe(replace(owed, checksum=runs, deployment="x", base="f" * 64))
     async with keeping(host, boot="third") as bench:
         await until(lambda: bench.shutdowns.owed() is None)
         assert bench.hands.asked == []

@@ -18,12 +18,13 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from lashd.running.reboot import PATIENCE_SECONDS, Rebooter
+from lashd.running.reboot import Rebooter
+from lashd.running.reboot_unit import PATIENCE_SECONDS
 from lashd.running.reboot_ways import Outlook, Ways
 from lashd.things import fleetlock
 from lashd.things.logind import Inhibitor, Unanswered
 from lashd.things.rebooting import SOFT_UNIT, UNIT, Going
-from lashd.words.config import Settings
+from lashd.words.config import Settings, settings_from
 from lashd.words.errors import ErrorName, LashdError
 from tests.support.fleetlock import FleetLock
 
@@ -60,7 +61,7 @@ class World:
     changes: int = 0
 
     def settings(self) -> Settings:
-        return Settings.model_validate(
+        return settings_from(
             {
                 "paths": {"run": self.directory / "run", "state": self.directory / "state"},
                 "reboot": {
@@ -439,7 +440,7 @@ async def test_now(world: World) -> None:
     assert await rebooter.request("now", name="ben", uid=1001) == "started"
     assert world.started == [UNIT]
     with pytest.raises(LashdError, match="cannot be withdrawn"):
-        rebooter.withdraw()
+        await rebooter.withdraw(name="ann", uid=1000)
 
 
 async def test_now_is_refused(world: World) -> None:
@@ -526,15 +527,48 @@ async def test_a_request_for_a_window_that_never_comes(world: World) -> None:
     assert "No reboot window is set" in said
 
 
-async def test_withdrawn(world: World) -> None:
+async def test_withdrawn(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     world.outlook = Outlook("v1", "v2", False)
     rebooter = world.rebooter()
-    assert not rebooter.withdraw()
+    assert not await rebooter.withdraw(name="ben", uid=1001)
     await rebooter.request("ready", name="ann", uid=1000)
-    assert rebooter.withdraw()
+    before, changes = rebooter.asked, world.changes
+    assert await rebooter.withdraw(name="ben", uid=1001)
+    assert "withdrawn by ben (user 1001)" in caplog.text
+    assert rebooter.asked != before
+    assert world.changes > changes
     world.outlook = Outlook("v1", "v2", True)
     await world.rebooter().consider()
     assert world.started == []
+
+
+async def test_withdrawn_while_it_waits_for_its_window(world: World) -> None:
+    """What it waited for is told no more, and a right to reboot that may be held goes back."""
+    world.clock += timedelta(hours=2)
+    world.url, world.holders = "http://fleet", {"me"}
+    rebooter = world.rebooter()
+    await rebooter.request("window", name="ann", uid=0)
+    world.clock -= timedelta(hours=2)
+    world.server = "lost-after"
+    await rebooter.consider()
+    assert codes(rebooter) == ["fleetlock"]
+    world.later(60)
+    world.server = "well"
+    assert await rebooter.withdraw(name="ann", uid=0)
+    assert (codes(rebooter), world.holders) == ([], set())
+
+
+async def test_what_the_settings_want_is_not_withdrawn(world: World) -> None:
+    world.when = "window"
+    world.clock += timedelta(hours=2)
+    world.inhibitors = (BACKUP,)
+    rebooter = world.rebooter()
+    await rebooter.request("ready", name="ann", uid=0)
+    assert codes(rebooter) == ["inhibited"]
+    assert await rebooter.withdraw(name="ann", uid=0)
+    assert (rebooter.row()["when"], rebooter.row()["asked-uid"]) == ("window", -1)
+    assert "outside-window" in codes(rebooter)
 
 
 async def test_a_request_goes_with_what_it_was_about(world: World) -> None:
@@ -765,7 +799,7 @@ class AnyStory(RuleBasedStateMachine):
     @rule()
     def withdraw(self) -> None:
         try:
-            self.rebooter.withdraw()
+            self.loop.run(self.rebooter.withdraw(name="ben", uid=1001))
             self.personal = ""
         except LashdError:
             assert self.rebooter.begun()

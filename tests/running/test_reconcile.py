@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lashd.running.reconcile import DROPPED_SECONDS, RESTAGE, Do, Facts, Look, Step, next_step
+from lashd.things.host import Staging
 from lashd.words.model import Deployment, Order, Owed, Role
 
 BOOT, BEFORE = "this-boot", "boot-before"
@@ -53,11 +54,16 @@ def facts(**more: Any) -> Facts:
 
 
 BOTH = frozenset({OLD.key, OTHER.key})
-LOST = {"owed": owed(BEFORE, counted=BOOT), "look": look("old other")}
+LOST: dict[str, Any] = {"owed": owed(BEFORE, counted=BOOT), "look": look("old other")}
+# Staged over what runs, with other kernel arguments.
+SAME = replace(owed(BEFORE, deployment("a", 1), counted=BOOT, base=OLD.checksum, kargs=("x",)), origin="[a]\nb=c\n")
 CASES: list[tuple[str, Facts, Do]] = [
     ("lost, and another one was chosen since", facts(**LOST, following=OTHER, installed=BOTH), Do.SETTLE),
     ("lost, and another system came meanwhile", facts(owed=owed(BEFORE, base="f" * 64)), Do.SETTLE),
     ("lost by what runs", facts(**LOST | {"owed": owed(BEFORE, counted=BOOT, base=OLD.checksum)}), Do.RESTAGE),
+    ("lost, and what runs is it", facts(**LOST | {"owed": SAME, "runs": Staging("[a]\nb=c\n", ("x",))}), Do.SETTLE),
+    ("lost, the same with other arguments", facts(**LOST | {"owed": SAME, "runs": Staging("[a]\nb=c\n")}), Do.RESTAGE),
+    ("lost with initrds of its own", facts(**LOST | {"owed": replace(LOST["owed"], initrds=("f",))}), Do.WAIT),
     ("lost, and ordered to be held", facts(**LOST, order=order(True)), Do.RESTAGE),
     ("lost, and ordered to be let through", facts(**LOST, order=order(False)), Do.FORGET_ORDER),
     ("lost, and an order about another one", facts(**LOST, order=order(True, OTHER)), Do.FORGET_ORDER),
@@ -99,6 +105,13 @@ CASES: list[tuple[str, Facts, Do]] = [
     ("a bad entry alone", facts(staged=HELD, look=look("old")), Do.WAIT),
     ("ready", facts(staged=READY, look=look("old new")), Do.WAIT),
     ("one job at a time", facts(staged=HELD, look=look("old", "new"), busy=True), Do.WAIT),
+    ("our own bind, of what is staged", facts(staged=HELD, busy=True, binding=NEW.key), Do.WAIT),
+    ("our own bind, of what was replaced", facts(staged=HELD, busy=True, binding=OTHER.key), Do.GIVE_UP),
+    ("our own bind, of what was dropped", facts(busy=True, binding=NEW.key), Do.GIVE_UP),
+    ("our own bind, of the running one", facts(staged=HELD, busy=True, binding=OLD.key), Do.WAIT),
+    ("our own bind, of one that has a boot entry", facts(busy=True, binding=OTHER.key, installed=BOTH), Do.WAIT),
+    ("our own bind, being staged again, perhaps", facts(busy=True, binding=NEW.key, gone_since=NOW - 0.1), Do.WAIT),
+    ("hold before giving up", facts(staged=NEW, ours=False, busy=True, binding=OTHER.key), Do.HOLD),
     ("not so soon", facts(staged=HELD, look=look("old", "new"), not_before={NEW.key: NOW + 1}), Do.WAIT),
     ("the running one lacks something", facts(look=look("", "old")), Do.BIND),
     ("what boots next lacks something", facts(following=OTHER, look=look("old", "other")), Do.BIND),
@@ -111,7 +124,7 @@ CASES: list[tuple[str, Facts, Do]] = [
         Do.WAIT,
     ),
     ("the reboot brought it up", facts(owed=owed(BEFORE, OLD)), Do.SETTLE),
-    ("finalised, and not booted", facts(owed=owed(BEFORE, OTHER), installed=frozenset({OTHER.key})), Do.SETTLE),
+    ("finalised, and not booted", facts(owed=owed(BEFORE, OTHER), finalised=True), Do.SETTLE),
     ("dropped", facts(owed=owed()), Do.SETTLE),
     ("just being replaced, perhaps", facts(owed=owed(), gone_since=NOW - 0.1, look=look("old")), Do.WAIT),
     ("dropped, with an order", facts(order=order(True)), Do.FORGET_ORDER),
@@ -133,6 +146,8 @@ def test_what_a_bind_is_about_and_how_long_to_wait() -> None:
     assert next_step(replace(everything, not_before=later)) == Step(Do.BIND, OTHER)
     later |= {OTHER.key: NOW + 4}
     assert next_step(replace(everything, not_before=later)) == Step(Do.WAIT, until=NOW + 3)
+    gone = facts(owed=owed(), gone_since=NOW - 0.25, look=look("old"), busy=True, binding=NEW.key)
+    assert next_step(gone) == Step(Do.WAIT, until=NOW - 0.25 + DROPPED_SECONDS)
     gone = facts(owed=owed(), gone_since=NOW - 0.25, look=look("old"))
     assert next_step(gone) == Step(Do.WAIT, until=NOW - 0.25 + DROPPED_SECONDS)
 
@@ -187,6 +202,13 @@ class World:
                 assert before.order.is_for(staged)
                 assert not before.order.hold
                 self.facts = replace(before, staged=replace(staged, locked=False, declared=True))
+            case Do.GIVE_UP:
+                assert before.busy
+                there = [before.staged, before.booted, before.following]
+                assert before.binding not in [one.key for one in there if one], "what is there is bound to the end"
+                # Cancelled, it ends in a moment, and counts as a try.
+                tried = {**before.not_before, before.binding: before.now + 30}
+                self.facts = replace(before, busy=False, binding="", not_before=tried, look=None)
             case Do.BIND:
                 self._bind(step.deployment)
             case Do.RESTAGE:
@@ -222,6 +244,7 @@ def worlds(draw: st.DrawFn) -> World:
         roles = frozenset({Role.STAGED})
         staged = replace(staged, roles=roles, locked=locked, declared=declared, foreign_lock=foreign)
     following = draw(st.none() | one)
+    busy, binding = draw(chance), draw(st.just("") | st.builds(lambda it: it.key, one))
     about = draw(one)
     state = Facts(
         boot=BOOT,
@@ -237,7 +260,8 @@ def worlds(draw: st.DrawFn) -> World:
         owed=draw(st.none() | st.builds(owed, st.sampled_from([BOOT, BEFORE]), one)),
         nextroot=draw(st.none() | st.just("unknown") | st.builds(lambda it: it.key, one)),
         gone_since=None if staged else draw(st.sampled_from([NOW - 60, NOW])),
-        busy=draw(chance),
+        busy=busy,
+        binding=binding if busy else "",
     )
     keys = st.sets(st.sampled_from([each.key for each in DEPLOYMENTS]))
     return World(state, draw(keys), draw(keys))
@@ -256,6 +280,11 @@ def test_every_world_comes_to_rest_safely(world: World) -> None:
     else:
         raise AssertionError("no end")
     rest = world.facts
+    there = rest.installed | {one.key for one in (rest.staged, OLD) if one}
+    dropped = rest.staged is None and rest.gone_since is not None and rest.now - rest.gone_since >= DROPPED_SECONDS
+    if rest.binding and (rest.staged or dropped):
+        assert rest.binding in there, "what nobody can boot any more keeps the others waiting"
+    assert rest.busy or not start.busy or start.binding, "what a person asked for is never given up"
     staged, order_ = rest.staged, rest.order
     if staged is None:
         return

@@ -8,14 +8,17 @@ import json
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 
 import jsonschema
 import pytest
 
+from lashd.running.delay import Delay
 from lashd.running.jobs import Initiator, Job
 from lashd.running.service import Service
 from lashd.things.host import Fetched, find_host
+from lashd.things.logind import inhibited
 from lashd.things.ostree.lockfile import LOCK, STAGING, Lock, read_lock, write_lock
 from lashd.things.store import Store
 from lashd.words.config import Settings
@@ -63,6 +66,7 @@ async def test_describe_fits_its_schema(service: Service, furnished: tuple[Setti
     assert [row["state"] for row in document["bound"]] == ["present"] * 3
     assert document["deployments"][0]["ready"]
     assert document["jobs"][0]["kind"] == "bind"
+    assert set(document["reboot"]) == set(SCHEMA["properties"]["reboot"]["required"])
     required = {key for part in ("deployments", "bound") for key in SCHEMA["properties"][part]["items"]["required"]}
     shown = {key for part in ("deployments", "bound") for row in document[part] for key in row}
     assert required == shown, "the schema names every key, and no other"
@@ -87,6 +91,28 @@ async def test_bind_with_nothing_to_do_then_repair_then_nothing(
     assert (job.result, job.error_message) == ("success", "")
     assert {row["state"] for row in service.list_bound({"deployment": key})} == {"present"}
     assert (await ended(service.bind({"deployment": key}, ROOT))).result == "unchanged"
+
+
+async def test_without_logind_a_bind_works(
+    service: Service, furnished: tuple[Settings, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    delay = Delay(partial(inhibited, program=str(tmp_path / "absent")))
+    service.jobs.subscribe(delay)
+    layers = json.loads((furnished[0].store / "overlay-layers/layers.json").read_text())
+    shutil.rmtree(furnished[0].store / "overlay" / layers[-1]["id"])
+    job = await ended(service.bind({"deployment": furnished[1]}, ROOT))
+    assert (job.result, job.error_message) == ("success", "")
+    assert "No delay inhibitor could be taken" in caplog.text
+    await delay.stop()
+
+
+async def test_a_reboot_that_can_never_come_is_refused_before_anything_is_fetched(service: Service) -> None:
+    job = await ended(service.upgrade({"reboot": "window"}, ROOT))
+    assert job.error_name == "OutsideWindow"
+    # Nothing was asked for, so there is nothing to withdraw.
+    job = await ended(service.reboot({"when": "never"}, ROOT))
+    assert (job.result, job.details["state"], job.details["when"]) == ("unchanged", "nothing", "never")
 
 
 async def test_tampered_content_is_found_when_nothing_vouches_for_it(

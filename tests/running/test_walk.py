@@ -161,7 +161,7 @@ class AskingBackend(StagingBackend):
 
 def asking(settings: Settings, faulty: Faulty, tag: str = "1", **pull: float) -> tuple[Walk, AskingBackend]:
     write_root(settings.paths.root, insecure=[faulty.address])
-    settings = settings.model_copy(update={"pull": settings.pull.model_copy(update=pull)})
+    settings = replace(settings, pull=replace(settings.pull, **pull))
     backend = AskingBackend(settings, HostImage(faulty.reference("bench/os", tag)))
     store = Store(settings.store, settings.store_run, settings.host.sysroot)
     return Walk(backend, store, Records(settings.paths.state / "records"), settings), backend

@@ -19,6 +19,7 @@ import json
 import re
 import secrets
 import shutil
+import signal
 import ssl
 import subprocess
 import tempfile
@@ -83,6 +84,15 @@ class Registry:
         if process is not None:
             process.kill()
             process.wait()
+
+    def pause(self) -> None:
+        """From now on it takes connections and answers nobody, until `resume` or `stop`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
         self.stop()

@@ -70,6 +70,7 @@ class Keeper:
         self._boot = boot
         self._retries = Retries(settings.gate.retry_seconds, settings.gate.retry_limit_seconds)
         self._wake = asyncio.Event()
+        self._remembering = asyncio.Lock()
         stored = (settings.store / "overlay-images", settings.store / "overlay-layers")
         self._lookout = Lookout(backend, view, jobs, shutdowns, settings.gate, boot, self._retries.at)
         self._watcher = Watcher((*backend.watched(), *stored), self._noticed)
@@ -92,6 +93,7 @@ class Keeper:
             )
         if self._gate.policy != "off":
             self._watcher.start()
+            self._lookout.watch(self._noticed)
             with contextlib.suppress(LashdError, OSError):  # the loop tries it again, and says why it cannot
                 if (step := next_step(self._lookout.gather())).do is Do.HOLD:
                     await self._do(step)
@@ -99,6 +101,7 @@ class Keeper:
 
     async def stop(self) -> None:
         self._watcher.close()
+        self._lookout.close()
         for task in (self._task, self._inhibitor):
             if task is not None:
                 task.cancel()
@@ -146,7 +149,7 @@ class Keeper:
 
     async def forget(self) -> None:
         """Nothing is owed any more: the staged deployment was dropped on purpose."""
-        await self._remember(None)
+        await self._remember(lambda: None)
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -191,6 +194,7 @@ class Keeper:
                 await self._wake.wait()
         except TimeoutError:
             self._watcher.renew()
+            self._lookout.watch(self._noticed)
 
     async def _next(self) -> Step:
         facts = self._lookout.gather()
@@ -216,25 +220,39 @@ class Keeper:
             case Do.TAKE_DOWN:
                 await asyncio.to_thread(self._backend.take_down)
                 log.warning("A soft reboot was prepared to a deployment that is not verified, and was taken back")
-            case Do.OWE if staged is not None:
-                await self._remember(self._lookout.owing(staged))
+            case Do.OWE:
+                await self._remember(self._seen)
             case Do.SETTLE:
-                await self._remember(None)
+                await self._remember(lambda: None)
             case Do.COUNT if self.owed is not None:
-                await self._remember(replace(self.owed, wasted=self.owed.wasted + 1, counted=self._boot))
                 log.warning("A reboot has not brought up %s, which was staged before it", self.owed.deployment)
+                await self._remember(self._counted)
             case Do.FORGET_ORDER:
                 await asyncio.to_thread(self._shutdowns.give_order, None)
             case Do.DECLARE if staged is not None:
                 await self._backend.release(staged)
             case Do.BIND if step.deployment is not None:
                 self._hands.keep_bound(step.deployment)
+            case Do.GIVE_UP if (job := self._jobs.active) is not None:
+                log.info("%s is gone, so it is not bound any further", job.options.get("deployment"))
+                job.cancel()
             case Do.RESTAGE if self.owed is not None:
                 self._hands.bring_back(self.owed)
 
-    async def _remember(self, owed: Owed | None) -> None:
-        await asyncio.to_thread(self._shutdowns.owe, owed)
-        self._lookout.owed = owed
+    async def _remember(self, what: Callable[[], Owed | None]) -> None:
+        # One after the other, and each by what is true then: what is just being given up must not come back.
+        async with self._remembering:
+            owed = what()
+            await asyncio.to_thread(self._shutdowns.owe, owed)
+            self._lookout.owed = owed
+
+    def _seen(self) -> Owed | None:
+        staged = self._role(Role.STAGED)
+        return self._lookout.owing(staged) if staged is not None else self.owed
+
+    def _counted(self) -> Owed | None:
+        owed = self.owed
+        return replace(owed, wasted=owed.wasted + 1, counted=self._boot) if owed is not None else None
 
     def _inhibit(self, facts: Facts) -> None:
         """By policy, forbid reboots while something is held that reboots were wasted on already."""

@@ -11,12 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from lashd.steps.shutdowns import restageable, still_owed
+from lashd.things.host import Staging
 from lashd.words.model import Deployment, Order, Owed
 
 # A staged deployment that is not to be seen for so long (seconds) was dropped, and is not just being replaced.
 DROPPED_SECONDS = 1.0
 # What is staged again has no deployment yet; its tries are counted under this name.
 RESTAGE = "restage"
+
+_UNTOLD = Staging()
 
 
 class Do(StrEnum):
@@ -29,6 +33,7 @@ class Do(StrEnum):
     LOOK = "look"  # into the store: which of the deployments are complete?
     DECLARE = "declare"  # an operator said so
     BIND = "bind"
+    GIVE_UP = "give-up"  # our own bind of a deployment that is gone
     RESTAGE = "restage"
     WAIT = "wait"
 
@@ -69,14 +74,17 @@ class Facts:
     booted: Deployment | None = None
     following: Deployment | None = None  # boots next when nothing staged is finalised
     installed: frozenset[str] = frozenset()  # keys of the deployments that have a boot entry
+    finalised: bool = False  # what is owed has a boot entry
     ours: bool = False  # our own hold is set, for just the staged deployment
     order: Order | None = None
     owed: Owed | None = None
+    runs: Staging = _UNTOLD  # how the running system boots, if it is of the same commit as what is owed
     remembered: bool = False  # `owed` says all of the staged deployment
     nextroot: str | None = None  # key of what a soft reboot would bring up
     gone_since: float | None = None  # since when nothing is staged, when something was
     memory: bool = True  # what is to be remembered can be written
     busy: bool = False  # a job changes the host
+    binding: str = ""  # key of what that binds, when nobody asked for it and it can be given up
     look: Look | None = None
     not_before: Mapping[str, float] = field(default_factory=dict)  # key → when it may be tried again
 
@@ -138,7 +146,7 @@ def _memory(facts: Facts) -> Step | None:
         return Step(Do.FORGET_ORDER)
     if owed is None:
         return None
-    if owed.deployment in facts.installed or (facts.booted is not None and not _owed_to(facts.booted, owed)):
+    if facts.finalised or (facts.booted is not None and not still_owed(owed, facts.booted, facts.runs)):
         return Step(Do.SETTLE)
     if owed.boot != facts.boot and facts.following is not None:
         # Since it was lost, somebody has chosen what boots next: to stage it again would undo that.
@@ -146,11 +154,6 @@ def _memory(facts: Facts) -> Step | None:
     if owed.boot == facts.boot:
         return Step(Do.SETTLE) if dropped else None
     return Step(Do.COUNT) if owed.counted != facts.boot else None
-
-
-def _owed_to(booted: Deployment, owed: Owed) -> bool:
-    """Whether `owed` is still the next system of what runs: not when it runs itself, or something else came instead."""
-    return booted.checksum != owed.checksum and owed.base in ("", booted.checksum)
 
 
 def _about_owed(order: Order, facts: Facts) -> bool:
@@ -170,6 +173,8 @@ def _work(facts: Facts) -> Step:
     if facts.staged is None and facts.gone_since is not None and not _dropped(facts):
         soon = facts.gone_since + DROPPED_SECONDS
     waits = [soon] if soon > facts.now else []
+    if facts.busy and _is_in_vain(facts):
+        return Step(Do.GIVE_UP)
     if facts.busy:
         return Step(Do.WAIT, until=min(waits, default=None))
     if facts.look is None:
@@ -184,6 +189,13 @@ def _work(facts: Facts) -> Step:
     return Step(Do.WAIT, until=min(waits, default=None))
 
 
+def _is_in_vain(facts: Facts) -> bool:
+    """Whether our own bind is about a deployment that is no more: the one that came instead must not wait for it."""
+    there = facts.installed | {one.key for one in (facts.staged, facts.booted) if one is not None}
+    # With nothing staged at all it may only be about to be staged again.
+    return facts.binding not in {"", *there} and (facts.staged is not None or _dropped(facts))
+
+
 def _can_declare(facts: Facts, staged: Deployment) -> bool:
     return facts.ours and not staged.declared and not staged.foreign_lock
 
@@ -194,7 +206,8 @@ def wanted(facts: Facts, look: Look) -> list[tuple[str, Step]]:
     staged, owed = facts.staged, facts.owed
     if staged is not None and (staged.key in look.lacking or _is_to_be_declared(facts, staged, look)):
         wanted.append((staged.key, Step(Do.BIND, staged)))
-    if staged is None and owed is not None and owed.boot != facts.boot and facts.restages:
+    lost = staged is None and owed is not None and owed.boot != facts.boot
+    if lost and owed is not None and facts.restages and restageable(owed):
         wanted.append((RESTAGE, Step(Do.RESTAGE)))
     # The running system first, then what would run next.
     for deployment in dict.fromkeys(one for one in (facts.booted, facts.following) if one is not None):

@@ -4,24 +4,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import shutil
-import time
-from collections.abc import Mapping
 from typing import Any, Protocol
 
-from lashd.running.aftercare import Aftercare
+from lashd.running.adoption import Adoption
 from lashd.running.chores import Chores
-from lashd.running.jobs import Initiator, Job, Jobs, Outcome, Work
+from lashd.running.delay import Delay
+from lashd.running.jobs import Initiator, Job, Jobs, Outcome
 from lashd.running.keeper import Keeper
-from lashd.running.orders import Orders, expected_staged
+from lashd.running.orders import Orders, came_back, expected_owed, expected_staged
+from lashd.running.outlook import look_ahead
+from lashd.running.ownwork import OwnWork
 from lashd.running.reading import Options, Reader
 from lashd.running.reboot import Rebooter
-from lashd.running.reboot_ways import Outlook
+from lashd.running.starting import ITSELF, Starter
 from lashd.running.view import View
 from lashd.running.walk import Walk, plan_facts
-from lashd.steps.adopt import adopt
 from lashd.steps.record import Records
 from lashd.steps.shutdowns import Shutdowns, boot_id
 from lashd.things.host import HostBackend
@@ -29,20 +28,13 @@ from lashd.things.primary import PrimaryStore
 from lashd.things.store import Store
 from lashd.words.config import Settings
 from lashd.words.errors import LashdError
-from lashd.words.model import Deployment, Owed, Role
+from lashd.words.model import Owed, Role
 from lashd.words.progress import Stage, StageStarted
 
 log = logging.getLogger(__name__)
 
-# Who asked for what the daemon does by itself.
-ITSELF = Initiator(0, "lashd.service", "lashd")
-
-
 # The option `reboot` of an upgrade, and what is asked for then.
 _WHEN_TO_REBOOT = {"when-ready": "ready", "window": "window"}
-
-
-_LOOK_SECONDS = 60.0
 
 
 class Listener(Protocol):
@@ -55,23 +47,32 @@ class Service(Reader):
     def __init__(self, settings: Settings, backend: HostBackend) -> None:
         store = Store(settings.store, settings.store_run, settings.host.sysroot, skopeo=settings.tools.skopeo)
         records = Records(settings.paths.state / "records")
+        jobs, boot = Jobs(), boot_id()
+        walk = Walk(backend, store, records, settings)
+        view = View(backend, store, records, PrimaryStore(settings.paths.root))
         super().__init__(
             settings,
             backend,
-            jobs=Jobs(),
-            walk=Walk(backend, store, records, settings),
-            view=View(backend, store, records, PrimaryStore(settings.paths.root)),
+            jobs=jobs,
+            walk=walk,
+            view=view,
             shutdowns=Shutdowns(settings.paths.state, settings.paths.run),
-            boot=boot_id(),
+            rebooter=Rebooter(settings, lambda: look_ahead(view, jobs), boot=boot, changed=self._tell),
+            boot=boot,
         )
         self._orders = Orders(backend, self._shutdowns)
         self._chores = Chores(backend, store, records, self._shutdowns, settings.paths.root)
-        self._rebooter = Rebooter(settings, self._outlook, boot=self._boot, changed=self._tell)
+        self._adoption = Adoption(view, store, records, self._tell)
+        self._starter = Starter(jobs, backend, walk, self._adoption)
+        self._own = OwnWork(
+            *(settings, backend, view, self._adoption, self._starter),
+            collect=lambda: self.collect({}, ITSELF)[0],
+            changed=self._tell,
+        )
+        self._delay = Delay()
         self._barred_note = settings.paths.run / "activation.json"
         self._listeners: list[Listener] = []
-        self._adoption: asyncio.Task[None]
-        self._reboots: asyncio.Task[None] | None = None
-        self._aftercare: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self.jobs.subscribe(self)
 
     async def start(self) -> None:
@@ -86,57 +87,50 @@ class Service(Reader):
         except (LashdError, OSError) as error:
             log.warning("A hold that a killed daemon left could not be removed: %s", error)
         if self._by_role(Role.BOOTED) is not None:
+            self.jobs.subscribe(self._delay)
             self._keeper = Keeper(
-                *(self.settings, self._backend, self._view, self.jobs, self._shutdowns, self, self._tell),
+                *(self.settings, self._backend, self._view, self.jobs, self._shutdowns, self._own, self._tell),
                 boot=self._boot,
             )
             await self._keeper.start()
-            self._reboots = asyncio.create_task(self._rebooter.run(), name="reboots")
-            self._aftercare = asyncio.create_task(self._after_boot().run(), name="aftercare")
-        self._adoption = asyncio.create_task(self._adopt(), name="adoption")
+            aftercare = self._own.aftercare(self._rebooter)
+            self._tasks = [
+                asyncio.create_task(aftercare.run(), name="aftercare"),
+                asyncio.create_task(self._rebooter.run(), name="reboots"),
+            ]
+        self._adoption.start(then=self._known)
 
     async def stop(self) -> None:
         """End the keeper, the jobs and the adoption; what was fetched stays."""
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
             await keeper.stop()
-        for task in (self._aftercare, self._reboots, self._adoption):
-            if task is not None:
-                task.cancel()
-                await asyncio.wait([task])
+        for task in self._tasks:
+            task.cancel()
+            await asyncio.wait([task])
+        await self._adoption.stop()
         await self.jobs.stop()
+        await self._delay.stop()
 
-    async def _adopt(self) -> None:
-        try:
-            await self._adopt_booted()
-        finally:
-            if self._keeper is not None:
-                self._keeper.known()
-
-    async def _adopt_booted(self) -> None:
-        booted = self._walk.deployment(Role.BOOTED)
-        if booted is None or self._walk.records.get(booted.key) is not None:
-            return
-        try:
-            record = await adopt(booted, self._view.discovery(booted), self._walk.store, now=int(time.time()))
-            await asyncio.to_thread(self._walk.records.write, record)
-        except (LashdError, OSError) as error:
-            log.warning("The booted deployment could not be adopted: %s", error)
-        else:
-            log.info("The booted deployment %s was adopted with %d bound images", booted.key, len(record.images))
-            self._tell()
+    def _known(self) -> None:
+        if self._keeper is not None:
+            self._keeper.known()
 
     # -- what changes something, as a job ---------------------------------------------------------------------------
 
     def upgrade(self, options: Options, initiator: Initiator) -> tuple[Job, bool]:
+        when = _WHEN_TO_REBOOT.get(options.get("reboot", "no"))
+
         async def work(job: Job) -> Outcome:
+            if when is not None:
+                # Before hours of fetching, and not after them.
+                self._rebooter.require(when)
             facts = await self._walk.upgrade(options.get("expected-digest"), job.report)
-            when = _WHEN_TO_REBOOT.get(options.get("reboot", "no"))
             if when is not None and self._walk.deployment(Role.STAGED) is not None:
                 await self._rebooter.request(when, name=initiator.name, uid=initiator.uid)
             return Outcome(facts is not None, facts or {})
 
-        return self._start("upgrade", work, initiator, options)
+        return self._starter.start("upgrade", work, initiator, options)
 
     def rollback(self, options: Options, initiator: Initiator) -> tuple[Job, bool]:
         async def work(job: Job) -> Outcome:
@@ -145,14 +139,20 @@ class Service(Reader):
             await self._forget_staged()
             return Outcome(facts is not None, facts or {})
 
-        return self._start("rollback", work, initiator, options)
+        return self._starter.start("rollback", work, initiator, options)
 
     def bind(self, options: Options, initiator: Initiator) -> tuple[Job, bool]:
         deployment = self._one(options.get("deployment", Role.STAGED.value))
-        return self._bind(deployment, initiator, options)
+        return self._starter.bind(deployment, initiator, options)
 
     def discard(self, options: Options, initiator: Initiator) -> tuple[Job, bool]:
-        """Drop the staged deployment; the one to roll back to stays."""
+        """Drop the staged deployment, or give up what a reboot has lost; the one to roll back to stays.
+
+        Details `deployment`, and `given-up` when it was only about to be staged again.
+        """
+        lost = self.lost()
+        if lost is not None:
+            return self._give_up(expected_owed(lost, options), options, initiator)
         staged = expected_staged(self._by_role(Role.STAGED), options)
 
         async def work(job: Job) -> Outcome:
@@ -163,7 +163,19 @@ class Service(Reader):
             await self._forget_staged()
             return Outcome(True, {"deployment": staged.key})
 
-        return self._start("discard", work, initiator, options)
+        return self._starter.start("discard", work, initiator, options)
+
+    def _give_up(self, lost: Owed, options: Options, initiator: Initiator) -> tuple[Job, bool]:
+        async def work(job: Job) -> Outcome:
+            job.protect()
+            job.report(StageStarted(Stage.ROLL_BACK))
+            staged = came_back(self._by_role(Role.STAGED), lost)
+            if staged is not None:
+                await self._backend.discard(staged)
+            await self._forget_staged()
+            return Outcome(True, {"deployment": lost.deployment} | ({} if staged else {"given-up": True}))
+
+        return self._starter.start("discard", work, initiator, options)
 
     def plan(self, options: Options, initiator: Initiator) -> tuple[Job, bool]:
         """What a bind of a deployment would do, or with `kind` = `upgrade` also whether there is a newer host image."""
@@ -196,15 +208,23 @@ class Service(Reader):
         async def work(job: Job) -> Outcome:
             return await self._chores.collect(job, dry_run=options.get("dry-run", False))
 
-        return self._start("collect", work, initiator, options)
+        return self._starter.start("collect", work, initiator, options)
 
     def reboot(self, options: Options, initiator: Initiator) -> tuple[Job, bool]:
-        """Start the reboot, or remember that it is wanted. The job ends then."""
+        """Start the reboot, remember that it is wanted, or (`when` = `never`) forget that. The job ends then.
+
+        Details: `state` (`started`, `waiting`, `withdrawn`, or `nothing` when there was nothing to forget), and what is
+        wanted now as `when`.
+        """
 
         async def work(job: Job) -> Outcome:
             when = options.get("when", "now")
-            became = await self._rebooter.request(when, name=initiator.name, uid=initiator.uid)
-            return Outcome(True, {"state": became})
+            if when == "never":
+                changed = await self._rebooter.withdraw(name=initiator.name, uid=initiator.uid)
+                state = "withdrawn" if changed else "nothing"
+            else:
+                changed, state = True, await self._rebooter.request(when, name=initiator.name, uid=initiator.uid)
+            return Outcome(changed, {"state": state, "when": self._rebooter.row()["when"]})
 
         return self.jobs.start("reboot", work, initiator, options, slot=False)
 
@@ -238,58 +258,6 @@ class Service(Reader):
         if self._keeper is not None:
             self._keeper.wake()
         self._tell()
-
-    # -- what the keeper asks for -----------------------------------------------------------------------------------
-
-    def keep_bound(self, deployment: Deployment) -> Job:
-        known_only = Role.BOOTED in deployment.roles
-        return self._bind(deployment, ITSELF, {}, known_only=known_only)[0]
-
-    def bring_back(self, owed: Owed) -> Job:
-        async def work(job: Job) -> Outcome:
-            job.report(StageStarted(Stage.STAGE))
-            staged = await self._backend.restage(owed, job.report)
-            return Outcome(True, {"deployment": staged.key, "digest": owed.digest})
-
-        return self._start("restage", work, ITSELF, {})[0]
-
-    def _after_boot(self) -> Aftercare:
-        def booted() -> Deployment | None:
-            return self._by_role(Role.BOOTED)
-
-        def checksum() -> str:
-            deployment = booted()
-            return deployment.checksum if deployment is not None and self._adoption.done() else ""
-
-        def complete() -> bool:
-            deployment = booted()
-            return deployment is not None and self._view.decision(deployment).release
-
-        async def clean_up() -> bool:
-            job, _ = self.collect({}, ITSELF)
-            while (result := (await job.wait(_LOOK_SECONDS))[0]) == "running":
-                pass
-            return result in ("success", "unchanged")
-
-        return Aftercare(
-            self.settings.paths.state,
-            checksum=checksum,
-            complete=complete,
-            steady=self._rebooter.steady,
-            collect=clean_up if self.settings.collect.after_boot else None,
-            mend=self._mend_names,
-        )
-
-    async def _mend_names(self) -> None:
-        """Names that activation could not give at boot, and the services that it barred for that, once all is there."""
-        from lashd.running.activate import activate, read_report
-        from lashd.running.booted import look
-
-        if read_report(self.settings):
-            booted = await asyncio.to_thread(look, self.settings)
-            if booted is not None:
-                await activate(self.settings, booted)
-                self._tell()
 
     # -- news -------------------------------------------------------------------------------------------------------
 
@@ -326,47 +294,8 @@ class Service(Reader):
 
     # -- helpers ----------------------------------------------------------------------------------------------------
 
-    def _bind(
-        self, deployment: Deployment, initiator: Initiator, options: Options, *, known_only: bool = False
-    ) -> tuple[Job, bool]:
-        async def work(job: Job) -> Outcome:
-            bound = await self._walk.bind(deployment, job.report, known_only=known_only)
-            return Outcome(bound.changed, {"deployment": deployment.key, **plan_facts(bound.plan)})
-
-        # By its key: whoever asks for the same in other words joins the job.
-        return self._start("bind", work, initiator, {**options, "deployment": deployment.key})
-
-    def _start(self, kind: str, work: Work, initiator: Initiator, options: Mapping[str, Any]) -> tuple[Job, bool]:
-        async def after_adoption(job: Job) -> Outcome:
-            await asyncio.wait([self._adoption])
-            try:
-                return await work(job)
-            except BaseException:
-                # A staging that did not come to its end leaves a hold on nothing.
-                with contextlib.suppress(LashdError, OSError):
-                    await self._backend.recover()
-                raise
-
-        return self.jobs.start(kind, after_adoption, initiator, options, yields=initiator is ITSELF)
-
-    def _outlook(self) -> Outlook:
-        """What a reboot now would bring."""
-        deployments = self._view.deployments()
-        booted = next((one for one in deployments if Role.BOOTED in one.roles), None)
-        first = deployments[0] if deployments else None
-        if booted is None or first is None or first is booted:
-            return Outlook(booted=_identity(booted))
-        staged = Role.STAGED in first.roles
-        ready = first.declared if staged else self._view.decision(first).release
-        return Outlook(_identity(booted), _identity(first), ready and self.jobs.active is None, not staged)
-
     async def _forget_staged(self) -> None:
         """The staged deployment was dropped on purpose: neither it nor what was said about it is to come back."""
         await asyncio.to_thread(self._shutdowns.give_order, None)
         if self._keeper is not None:
             await self._keeper.forget()
-
-
-def _identity(deployment: Deployment | None) -> str:
-    """The same for the same content staged twice."""
-    return f"{deployment.stateroot}:{deployment.checksum}" if deployment is not None else ""

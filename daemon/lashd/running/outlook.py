@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a reboot now would bring, as the deployments and their images are."""
+
+from __future__ import annotations
+
+from lashd.running.jobs import Jobs
+from lashd.running.reboot_ways import Outlook
+from lashd.running.view import View
+from lashd.words.model import Deployment, Role
+
+
+def look_ahead(view: View, jobs: Jobs) -> Outlook:
+    """Empty of a target when the next boot would bring up what runs already."""
+    deployments = view.deployments()
+    booted = next((one for one in deployments if Role.BOOTED in one.roles), None)
+    first = deployments[0] if deployments else None
+    if booted is None or first is None or first is booted:
+        return Outlook(booted=_identity(booted))
+    staged = Role.STAGED in first.roles
+    ready = first.declared if staged else view.decision(first).release
+    return Outlook(_identity(booted), _identity(first), ready and jobs.active is None, not staged)
+
+
+def _identity(deployment: Deployment | None) -> str:
+    """The same for the same content staged twice."""
+    return f"{deployment.stateroot}:{deployment.checksum}" if deployment is not None else ""
