@@ -34,7 +34,7 @@ _lashctl() {
                 discard) words="--expected-digest --no-wait --reason --json --help" ;;
                 hold) words="--expected-digest --reason --json --help" ;;
                 release) words="--reason --json --help" ;;
-                reboot) words="--when --no-wait --reason --json --help" ;;
+                reboot) words="--when --cancel --no-wait --reason --json --help" ;;
                 jobs) words="--follow --cancel --json --help"; [[ $word != -* ]] && words+=" $(_lashctl_jobs)" ;;
             esac
             ;;

@@ -36,6 +36,7 @@ complete -c lashctl -n '__fish_seen_subcommand_from verify' -l deep -d 'read eve
 complete -c lashctl -n '__fish_seen_subcommand_from collect' -l dry-run -d 'only say what would go'
 complete -c lashctl -n '__fish_seen_subcommand_from discard hold' -x -l expected-digest -d 'refuse when another is staged'
 complete -c lashctl -n '__fish_seen_subcommand_from reboot' -x -l when -a 'now ready window' -d 'what to wait for'
+complete -c lashctl -n '__fish_seen_subcommand_from reboot' -l cancel -d 'take back a reboot that waits'
 complete -c lashctl -n '__fish_seen_subcommand_from bind' -a 'booted staged rollback'
 complete -c lashctl -n '__fish_seen_subcommand_from rollback' -l drop-staged -d 'although that drops the staged deployment'
 complete -c lashctl -n '__fish_seen_subcommand_from upgrade bind rollback collect discard reboot' -l no-wait -d 'return at once'

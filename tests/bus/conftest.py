@@ -51,13 +51,15 @@ POLICY = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configurat
 
 
 @contextlib.contextmanager
-def private_bus() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A dbus-daemon of its own: (address, process)."""
+def private_bus(services: str = "") -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A dbus-daemon of its own: (address, process). `services`: the directory of what it can start."""
     # Below /tmp, because another user must reach it and a socket's path has only 107 characters.
     directory = Path(tempfile.mkdtemp(prefix="lashd-bus-", dir="/tmp"))
     directory.chmod(0o755)
     config = directory / "bus.conf"
-    config.write_text(POLICY.format(directory=directory, policy=REPOSITORY / "dbus/io.github.lashd1.conf"))
+    startable = f"<servicedir>{services}</servicedir>\n</busconfig>" if services else "</busconfig>"
+    policy = POLICY.replace("</busconfig>", startable)
+    config.write_text(policy.format(directory=directory, policy=REPOSITORY / "dbus/io.github.lashd1.conf"))
     daemon = subprocess.Popen(
         ["dbus-daemon", f"--config-file={config}", "--nofork", "--nopidfile"],
         stdout=subprocess.DEVNULL,

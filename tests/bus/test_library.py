@@ -191,3 +191,20 @@ def test_matching(match, accepted) -> None:
     library = importlib.import_module("lashd.bus.library")
     message = library.Message(False, ":1.5", "/a/b", "i.f", "M", "ss", ["x", ""])
     assert library.Match(**match).accepts(message) is accepted
+
+
+async def test_what_does_not_run_is_started_unless_that_is_not_wanted(bus_modules, tmp_path) -> None:
+    library, name = bus_modules.library, "io.github.lashd1"
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\nmkdir {tmp_path}/started\nexit 1\n")
+    program.chmod(0o755)
+    (tmp_path / f"{name}.service").write_text(f"[D-BUS Service]\nName={name}\nExec={program}\n")
+    with private_bus(str(tmp_path)) as (address, _daemon):
+        client = await library.connect(address)
+        for start in (False, True):
+            with pytest.raises(library.BusError) as caught:
+                await client.call(name, "/", "org.freedesktop.DBus.Peer", "Ping", start=start)
+            absent = ("NameHasNoOwner", "ServiceUnknown")
+            assert (caught.value.name.rpartition(".")[2] in absent) != start
+            assert (tmp_path / "started").exists() == start
+        await client.disconnect()

@@ -62,7 +62,7 @@ def test_good(method, given, wanted) -> None:
         ("Upgrade", {"initiator": v("s", "me\nFAKE=1")}, "control characters"),
         ("Upgrade", {"initiator": v("s", "\x1b[2J")}, "control characters"),
         ("Release", {"expected-digest": v("s", "a" * 63)}, "or a checksum"),
-        ("Reboot", {"when": v("s", "later")}, "must be one of now, ready, window"),
+        ("Reboot", {"when": v("s", "later")}, "must be one of now, ready, window, never"),
         # What a method does not honour it does not take.
         ("Upgrade", {"dry-run": v("b", True)}, "no option 'dry-run'"),
         ("Bind", {"expected-digest": v("s", DIGEST)}, "no option 'expected-digest'"),

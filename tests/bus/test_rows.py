@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from lashd.bus import options, rows
 from lashd.running.jobs import Initiator, Jobs, Outcome
-from lashd.running.rows import job_row
-from lashd.running.view import _blank, deployment_row
+from lashd.running.rows import blank_row, job_row
+from lashd.running.view import deployment_row
 from lashd.running.walk import plan_facts
 from lashd.words.model import Deployment, Plan
 
@@ -85,7 +85,7 @@ async def test_every_key_of_the_service_has_a_type() -> None:
     shown = [
         job_row(job),
         job.details,
-        _blank(deployment, "a"),
+        blank_row(deployment, "a"),
         deployment_row(deployment, ready=True, next_boot=True),
         plan_facts(Plan()),
     ]

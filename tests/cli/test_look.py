@@ -46,6 +46,39 @@ async def test_status_tells_why_an_update_did_not_arrive(full: FakeLashd, lashct
     assert "Next try" not in ran.out
 
 
+@pytest.mark.parametrize(
+    ("wanted", "line"),
+    [
+        ({"when": "never"}, ""),
+        (
+            {"when": "window", "asked-by": "ann\x1b", "asked-uid": 1000, "asked-at": 1_790_000_000}
+            | {"next-window": 1_790_003_600},
+            r"Reboot: wanted by ann\x1b (user 1000) at 2026-09-21 14:13:20 UTC, "
+            "waits for its window, which opens at 2026-09-21 15:13:20 UTC",
+        ),
+        (
+            {"when": "ready", "asked-by": "", "asked-uid": 0, "asked-at": 1_790_000_000},
+            "Reboot: wanted by somebody (user 0) at 2026-09-21 14:13:20 UTC, waits until everything is ready",
+        ),
+        ({"when": "ready", "asked-uid": -1}, "Reboot: wanted by the settings, waits until everything is ready"),
+        ({"when": "ready", "started": True}, "Reboot: it has begun"),
+        ({"when": ["odd"], "asked-at": "x"}, ""),
+    ],
+)
+async def test_status_tells_which_reboot_is_wanted(
+    wanted: dict[str, object], line: str, full: FakeLashd, lashctl: Lashctl
+) -> None:
+    document = json.loads(full.describe())
+    full.document = json.dumps(document | {"reboot": wanted})
+    out = " ".join((await lashctl("status")).out.split())
+    assert line in out
+    assert ("Reboot:" in out) == bool(line)
+    # There is nothing that a reboot by the settings could be for.
+    full.document = json.dumps(document | {"reboot": wanted, "deployments": document["deployments"][1:]})
+    out = " ".join((await lashctl("status")).out.split())
+    assert ("Reboot:" in out) == (bool(line) and "by the settings" not in line)
+
+
 async def test_status_json_is_the_document_verbatim(full: FakeLashd, lashctl: Lashctl) -> None:
     full.document = '{"b": 2, "schema": 1, "name": "Schiff für Äpfel", "digest": "' + DIGEST + '"}'
     for arguments in (("status", "--json"), ("--json", "status")):

@@ -131,3 +131,12 @@ async def test_cancelling_a_job_that_somebody_follows(host: Host, lashctl: Lashc
     assert "cancelled" in ran.err
     job = json.loads((await lashctl("jobs", "1", "--json")).out)["job"]
     assert (job["result"], job["options"]["reason"]) == ("cancelled", "patch day")
+
+
+async def test_a_reboot_that_nobody_asked_for(host: Host, lashctl: Lashctl) -> None:
+    ran = await lashctl("reboot", "--cancel")
+    assert (ran.status, ran.err) == (77, "")
+    assert "Nothing to do: nobody has asked for a reboot that waits." in ran.out
+    document = json.loads((await lashctl("status", "--json")).out)
+    assert (document["reboot"]["when"], document["reboot"]["asked-uid"]) == ("never", -1)
+    assert (await lashctl("reboot", "--when", "ready")).status == 7

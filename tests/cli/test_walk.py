@@ -312,6 +312,7 @@ async def test_another_job_under_the_same_number_is_not_ours(
         (["collect", "--dry-run"], "Collect", {"dry-run": True}),
         (["discard", "--expected-digest", DIGEST], "Discard", {"expected-digest": DIGEST}),
         (["reboot", "--when", "window"], "Reboot", {"when": "window"}),
+        (["reboot", "--cancel"], "Reboot", {"when": "never"}),
         (["upgrade", "--reboot", "when-ready"], "Upgrade", {"reboot": "when-ready"}),
         (["hold", "--reason", "not now"], "Hold", {"reason": "not now"}),
         (["release", DIGEST, "--reason", "gone"], "Release", {"expected-digest": DIGEST, "reason": "gone"}),
@@ -331,6 +332,7 @@ async def test_further_requests(lashd: FakeLashd, lashctl: Lashctl, argv, method
         (["collect"], {"images": 0, "bytes-freed": 0}, 77, "Nothing to do: everything in the store is needed."),
         (["collect", "--dry-run"], {"images": 1, "bytes-freed": 2_000_000, "removed": ["a.example/b:1"]}, 0, "2.0 MB"),
         (["discard"], {}, 77, "Nothing to do: nothing is staged."),
+        (["reboot", "--cancel"], {"state": "nothing", "when": "never"}, 77, "Nothing to do: nobody has asked for"),
     ],
 )
 async def test_what_changed_nothing(lashd: FakeLashd, lashctl: Lashctl, argv, details, status, says) -> None:
@@ -338,6 +340,42 @@ async def test_what_changed_nothing(lashd: FakeLashd, lashctl: Lashctl, argv, de
     ran = await lashctl(*argv)
     assert (ran.status, ran.err) == (status, "")
     assert says in ran.out
+
+
+@pytest.mark.parametrize(
+    ("details", "says"),
+    [
+        ({"deployment": "a" * 64 + ".0"}, "Done: discard (job 7)."),
+        ({"deployment": "a" * 64 + ".0", "given-up": True}, "is given up and will not be staged again."),
+    ],
+)
+async def test_what_went(lashd: FakeLashd, lashctl: Lashctl, details: dict[str, Any], says: str) -> None:
+    lashd.ends_with("success", **details)
+    ran = await lashctl("discard")
+    assert (ran.status, ran.err) == (0, "")
+    assert says in ran.out
+
+
+@pytest.mark.parametrize(
+    ("argv", "details", "says"),
+    [
+        ((), {"state": "started", "when": "never"}, "The reboot has begun."),
+        (("--when", "window"), {"state": "waiting", "when": "window"}, "'lashctl status' shows what it waits for."),
+        (("--cancel",), {"state": "withdrawn", "when": "never"}, "The reboot is not asked for any more."),
+        (("--cancel",), {"state": "withdrawn", "when": "ready"}, "any more; the settings want one all the same."),
+        ((), {}, "Done: reboot (job 7)."),
+    ],
+)
+async def test_what_became_of_a_reboot(lashd: FakeLashd, lashctl: Lashctl, argv, details, says) -> None:
+    lashd.ends_with("success", **details)
+    ran = await lashctl("reboot", *argv)
+    assert (ran.status, ran.err) == (0, "")
+    assert says in ran.out
+
+
+async def test_a_reboot_is_not_asked_for_and_taken_back_at_once(lashd: FakeLashd, lashctl: Lashctl) -> None:
+    assert (await lashctl("reboot", "--cancel", "--when", "now")).status == 2
+    assert not lashd.asked
 
 
 async def test_an_order_that_is_refused(lashd: FakeLashd, lashctl: Lashctl) -> None:

@@ -58,7 +58,7 @@ index = Store(settings.store, settings.store_run, settings.host.sysroot).index()
 for deployment in OstreeBackend(settings).deployments():
     if deployment.version == sys.argv[1]:
         images = []
-        for bound in discover(deployment.root).images:
+        for bound in discover(deployment.root, deployment.merges).images:
             image = index.image_named(bound.reference)
             chain = index.chain(image)
             images.append(RecordedImage(str(bound.reference), image.digest, image.id, tuple(each.id for each in chain)))

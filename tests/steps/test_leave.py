@@ -33,6 +33,7 @@ from lashd.words.reference import parse_reference
 A, B = "q.io/a", "q.io/b"
 NOW = 1_700_000_000.0
 OLD, YOUNG = NOW - 2 * GRACE_SECONDS, NOW - 1
+OWED_SINCE = int(NOW - GRACE_SECONDS / 2)
 
 
 def digest(number: int) -> str:
@@ -74,14 +75,14 @@ def keeps(
     records: Mapping[str, tuple[RecordedImage, ...]] | None = None,
     damaged: frozenset[str] = frozenset(),
     owed: str = "",
+    owed_binds: tuple[str, ...] | None = None,
     unlisted: tuple[Deployment, ...] = (),
 ) -> Kept:
     """`binds` by the checksum of deployments, `records` and `damaged` by their key."""
     made = {key: Record(key, None, images, 1) for key, images in (records or {}).items()}
-    due = Owed(owed, "os", owed, "", "", "boot", 1) if owed else None
-    return what_stays(
-        Present(deployments, due, made, damaged, unlisted), read=lambda root: (binds or {}).get(str(root), Discovery())
-    )
+    due = Owed(owed, "os", owed, "", "", "boot", OWED_SINCE, binds=owed_binds) if owed else None
+    present = Present(deployments, due, made, damaged, unlisted)
+    return what_stays(present, read=lambda root, _: (binds or {}).get(str(root), Discovery()))
 
 
 BOOTED = deployment("b", Role.BOOTED)
@@ -151,6 +152,11 @@ def names(doomed: Doomed) -> set[str]:
         (keeps(BOOTED, records={"gone.0": (recorded(f"{A}:1", 1),)}), {1, 2, 3}, {9, 1, 2, 3}),
         # What is owed.
         (keeps(BOOTED, owed="o.0", records={"o.0": (recorded(f"{A}:1", 1),)}), {2, 3}, {2, 3}),
+        # Without a record, by the names that were noted when it was staged, or not at all.
+        (keeps(BOOTED, owed="o.0", owed_binds=(f"{A}:1", f"{B}:7")), {2, 3}, {2, 3}),
+        (keeps(BOOTED, owed="o.0", owed_binds=(f"{A}:7",), damaged=frozenset({"o.0"})), {3}, {3}),
+        (keeps(BOOTED, owed="o.0", owed_binds=()), {1, 2, 3}, {9, 1, 2, 3}),
+        (keeps(BOOTED, owed="o.0"), {1, 2, 3}, {9, 1, 2, 3}),
         # The host image, where bootc keeps it in this store.
         (keeps(deployment("b", Role.BOOTED, host=HostImage(f"{B}:1"))), {1, 2}, {9, 1, 2}),
         (keeps(deployment("b", Role.BOOTED, host=HostImage("/some/dir", "oci"))), {1, 2, 3}, {9, 1, 2, 3}),
@@ -177,7 +183,7 @@ def test_images_and_layers_that_go(kept: Kept, gone: set[int], layers: set[int])
     assert all(why.endswith(".") and why[0].isupper() for why in doomed.kept_because.values())
 
 
-def unreadable(root: Path) -> Discovery:
+def unreadable(root: Path, merges: Path | None) -> Discovery:
     raise LashdError(ErrorName.BOUND_IMAGE_INVALID, "The root cannot be read.")
 
 
@@ -188,8 +194,7 @@ def unreadable(root: Path) -> Discovery:
         keeps(unlisted=(deployment("x"),)),
         what_stays(Present((BOOTED,), None, {}), read=unreadable),
         keeps(BOOTED, binds={"b": Discovery(bad=(BadEntry("bound-images.d", "It has too many entries."),))}),
-        keeps(BOOTED, owed="o.0"),
-        keeps(BOOTED, owed="o.0", damaged=frozenset({"o.0"})),
+        keeps(BOOTED, owed="o.0", owed_binds=("not a reference",)),
         keeps(BOOTED, records={"b.0": (recorded("not a reference", 1),)}),
         keeps(deployment("b", Role.BOOTED, host=HostImage("0" * 64, "containers-storage"))),
     ],
@@ -199,6 +204,22 @@ def test_in_doubt_everything_stays(kept: Kept) -> None:
     assert doomed == Doomed(kept_because=doomed.kept_because)
     assert set(doomed.kept_because.values()) == {kept.doubt}
     assert kept.doubt.endswith(".")
+
+
+def test_what_came_since_something_was_staged_that_nobody_could_look_at() -> None:
+    """Nothing older waits for it, so that cleaning up never does."""
+    kept = keeps(BOOTED, owed="o.0")
+    between = OWED_SINCE - GRACE_SECONDS + 1  # out of the grace that all have
+    assert between < NOW - GRACE_SECONDS
+    layers = (layer(9), layer(1, 9), layer(2, 9), layer(3, since=between), layer(4, since=between), layer(5))
+    doomed = goes(kept, layers=layers, arrived={identity(1): OLD, identity(2): between, identity(3): between})
+    assert (numbers(doomed.images), numbers(doomed.layers)) == ({1}, {1, 5})
+    assert "deployment o.0" in doomed.kept_because[f"{A}:2"]
+    assert "deployment o.0" in doomed.kept_because[identity(4)]
+    # Parts of what is to come back and is not complete.
+    doomed = goes(keeps(BOOTED, owed="o.0", owed_binds=(f"{B}:7",)), layers=layers)
+    assert 5 not in numbers(doomed.layers)
+    assert not doomed.names
 
 
 def test_a_recorded_image_stays_also_when_it_has_lost_its_names() -> None:
@@ -412,6 +433,7 @@ def test_all_that_is_kept_is_complete_and_all_else_is_gone(case: Case) -> None:
 
     # Nothing wanted is gone: what each link means now, and what is recorded, wherever it was to be found.
     reasons: set[str] = set()
+    by_id: set[str] = set()  # kept with whatever names it has
     for each in case.deployments:
         entries = case.records.get(each.key, ())
         for one in case.binds[each.checksum].images:
@@ -426,13 +448,13 @@ def test_all_that_is_kept_is_complete_and_all_else_is_gone(case: Case) -> None:
             before, now = case.index.image_with_digest(home, entry.digest), after.image_with_digest(home, entry.digest)
             assert (before.id if before else None) == (now.id if now else None)
             reasons |= {before.id} if before else set()
-            reasons |= {entry.image_id}
+            by_id |= {entry.image_id}
     for one in after.images:
         assert after.chain(one) == case.index.chain(one) is not None
     assert all(used in after.layers for used in case.standing.layers)
 
     # Nothing unwanted is left: each image has a reason, and each name.
-    holding = [one for one in after.images if one.id not in reasons | set(case.standing.images)]
+    holding = [one for one in after.images if one.id not in reasons | by_id | set(case.standing.images)]
     assert len(holding) <= len(case.standing.layers)
     meant = {str(one.reference) for found in case.binds.values() for one in found.images}
     for one in after.images:

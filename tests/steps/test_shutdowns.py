@@ -2,10 +2,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lashd.steps.shutdowns import Shutdowns, boot_id
+from lashd.steps.shutdowns import Shutdowns, boot_id, owing, restageable, still_owed
+from lashd.things.host import Staging
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import Deployment, Order, Owed, Passed, Verdict
 
@@ -77,3 +81,45 @@ def test_what_an_order_is_good_for(tmp_path, key, digest, held, released) -> Non
     deployment = Deployment("default", checksum, int(serial), tmp_path, digest=digest)
     for hold, wanted in ((True, held), (False, released)):
         assert Order(f"{'a' * 64}.0", "sha256:1", hold, 0, "", 1).is_for(deployment) is wanted
+
+
+OLD = Deployment("default", "a" * 64, 0, Path("/"))
+RUNS = Staging("[origin]\nrefspec=os/a\n\n[libostree-transient]\npinned=true\n", ("root=a", "quiet", "x=1"))
+
+
+@pytest.mark.parametrize(
+    ("owed", "still"),
+    [
+        ({"checksum": "b" * 64}, True),
+        ({"checksum": "b" * 64, "base": ""}, True),
+        ({"checksum": "b" * 64, "base": "c" * 64}, False),  # something else came instead
+        ({"base": "c" * 64}, False),  # it runs
+        ({"base": ""}, False),
+        # The same commit, staged over itself.
+        ({}, False),
+        ({"kargs": None}, False),
+        ({"kargs": ("root=a", "x=1", "ostree=/ostree/boot.1/default/a/0", "quiet")}, False),
+        ({"kargs": ("root=a quiet x=1",)}, False),
+        ({"kargs": ("root=a", "x=1", "quiet", "debug")}, True),
+        ({"kargs": ("root=a", "x=1")}, True),
+        ({"kargs": ("root=a", "x=1", "quiet", "quiet")}, True),
+        ({"origin": "[origin]\nrefspec=os/b\n"}, True),
+        ({"initrds": ("f" * 64,)}, True),
+        ({"stateroot": "other"}, True),
+    ],
+)
+def test_what_is_still_owed(owed: dict[str, Any], still: bool) -> None:
+    known = replace(
+        Owed(f"{OLD.checksum}.1", "default", OLD.checksum, "", "# mine\n[origin]\nrefspec=os/a\n", "b", 17),
+        **{"base": OLD.checksum, "kargs": RUNS.kargs} | owed,
+    )
+    assert still_owed(known, OLD, RUNS) is still
+
+
+def test_what_is_owed_keeps_what_was_known_of_it() -> None:
+    first = owing(OLD, None, RUNS, "boot", 5, None, ("q.io/a:1",))
+    assert (first.binds, first.kargs, first.initrds, restageable(first)) == (("q.io/a:1",), RUNS.kargs, (), True)
+    # The gate has no time to read it again.
+    again = owing(replace(OLD, serial=1), first, Staging("x", initrds=("f",)), "boot", 6, None)
+    assert (again.binds, again.since, again.initrds, restageable(again)) == (("q.io/a:1",), 5, ("f",), False)
+    assert owing(replace(OLD, checksum="c" * 64), first, RUNS, "boot", 6, None).binds is None

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lashd.steps import examine as examining
 from lashd.steps.examine import examine
 from lashd.steps.verify import classify, damaged, mend, repair, verify
+from lashd.things import layers as layering
 from lashd.things.store import Store
 from lashd.things.store_index import big_data_name
 from lashd.words.errors import ErrorName, LashdError
@@ -344,7 +344,7 @@ async def test_an_image_that_is_fetched_again_meanwhile_is_read_again(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(store, ONE, f"{AGENT}:v1")
-    real, reads, syncs = examining.read_layers, 0, 0
+    real, reads, syncs = layering.read_layers, 0, 0
     real_sync = Store.sync
 
     async def counted(*arguments):  # type: ignore[no-untyped-def]
@@ -360,7 +360,7 @@ async def test_an_image_that_is_fetched_again_meanwhile_is_read_again(
             await self.remove(stored(self, f"{AGENT}:v1"))
             put(self, ONE, f"{AGENT}:v1")
 
-    monkeypatch.setattr(examining, "read_layers", counted)
+    monkeypatch.setattr(layering, "read_layers", counted)
     monkeypatch.setattr(Store, "sync", sync)
     (recorded,) = await verify([planned(ONE, f"{AGENT}:v1")], store, frozenset())
     assert (reads, syncs) == (2, 2)
@@ -408,3 +408,8 @@ async def test_mending_a_sound_or_missing_store_does_nothing(store: Store) -> No
     before = store.signature()
     assert await mend(store) == ()
     assert store.signature() == before
+
+
+async def test_where_nothing_is_wanted_there_need_be_no_store(tmp_path: Path) -> None:
+    """A host image that binds nothing, on a host where nothing was ever bound."""
+    assert await verify((), Store(tmp_path / "nowhere", tmp_path / "run", tmp_path), frozenset()) == ()

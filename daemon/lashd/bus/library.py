@@ -213,14 +213,18 @@ class Connection:
         *,
         timeout: float | None = DEFAULT_TIMEOUT,
         interactive: bool = False,
+        start: bool = True,
     ) -> list[Any]:
         """Call a method and return the reply's body, without variants. `timeout` is in seconds, None waits for ever.
+
+        The bus starts a service that it knows how to start, unless `start` is false.
 
         Raises BusError with the name and the sentence that came back, or NoReply, or Disconnected.
         """
         if not self.connected:
             raise lost()
         try:
+            flags = _MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else _MessageFlag.NONE
             message = _RawMessage(
                 destination=destination,
                 path=path,
@@ -228,7 +232,7 @@ class Connection:
                 member=member,
                 signature=signature,
                 body=list(body),
-                flags=_MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else _MessageFlag.NONE,
+                flags=flags if start else flags | _MessageFlag.NO_AUTOSTART,
             )
             async with asyncio.timeout(timeout):
                 answer = await self._bus.call(message)

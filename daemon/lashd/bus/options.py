@@ -71,7 +71,7 @@ METHODS: dict[str, dict[str, Option]] = {
     "Discard": CHANGE | _STAGED,
     "Hold": WHO | _STAGED,
     "Release": WHO | _STAGED,
-    "Reboot": CHANGE | {"when": Option("s", _one_of("now", "ready", "window"))},
+    "Reboot": CHANGE | {"when": Option("s", _one_of("now", "ready", "window", "never"))},
     "ListBound": {"deployment": Option("s", _not_empty)},
     "ListDeployments": {},
     "ListJobs": {},

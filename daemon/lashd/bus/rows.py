@@ -80,6 +80,7 @@ KEYS: dict[str, str] = {
     "removed": "as",
     "layers": "u",
     "bytes-freed": "t",
+    "given-up": "b",
     # the last shutdown
     "boot": "s",
     "time": "t",

@@ -83,9 +83,11 @@ def parser() -> argparse.ArgumentParser:
     made["release"].add_argument(
         "digest", metavar="DIGEST", help="of the staged deployment, or its checksum when it has none"
     )
-    made["reboot"].add_argument(
+    wish = made["reboot"].add_mutually_exclusive_group()
+    wish.add_argument(
         "--when", choices=("now", "ready", "window"), help="now (default), once everything is there, or in a window"
     )
+    wish.add_argument("--cancel", action="store_true", help="take back a reboot that was asked for and still waits")
     for name in ("hold", "release", "verify"):
         made[name].add_argument("--reason", metavar="TEXT", help="why; kept for the record")
     for name in ("upgrade", "bind", "rollback", "collect", "discard", "reboot"):

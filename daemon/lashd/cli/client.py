@@ -99,10 +99,13 @@ class Client:
             found.append(jobs.read(path, row | {"initiator": {key: value for key, value in who.items() if value}}))
         return found
 
-    async def job(self, path: str) -> Job:
-        """All there is to know of a job; of one that has left the bus, what lashd still lists of it."""
+    async def job(self, path: str, *, start: bool = True) -> Job:
+        """All there is to know of a job; of one that has left the bus, what lashd still lists of it.
+
+        Without `start` a lashd that does not run is left alone: whoever stopped it wants it stopped.
+        """
         try:
-            got = await self._call(path, PROPERTIES, "GetAll", "s", [JOB])
+            got = await self._call(path, PROPERTIES, "GetAll", "s", [JOB], start=start)
         except Failure as failure:
             number = jobs.number_of(path)
             if failure.exit_status != EXIT_PROTOCOL or not number:
@@ -157,14 +160,19 @@ class Client:
         body: Sequence[Any] = (),
         *,
         ask: bool = False,
+        start: bool = True,
     ) -> Any:
-        """The first value of the reply; None when it has none. `ask`: the call may prompt for a password."""
+        """The first value of the reply; None when it has none. `ask`: the call may prompt for a password.
+
+        lashd is started when it does not run, unless `start` is false.
+        """
         interactive = ask and self._interactive
         try:
             got = await self._connection.call(
                 *(NAME, path, interface, member, signature, body),
                 timeout=ASK_SECONDS if interactive else READ_SECONDS,
                 interactive=interactive,
+                start=start,
             )
         except library.BusError as error:
             # lashd uses this name too, when it is being stopped; the bus itself is still there then.

@@ -128,10 +128,12 @@ are missing will not start then. It is recorded who said so and why.""",
         "reboot into what comes next, if the gate allows it",
         f"""\
 Reboot, if everything that the next system binds is there and nothing else forbids it; otherwise say
-what does. With --when the reboot waits for that. {_JOB_NOTE}""",
+what does. With --when the reboot waits for that, and 'lashctl status' shows it until --cancel takes it
+back. What the settings want is not changed by that. {_JOB_NOTE}""",
         """\
   lashctl reboot
-  lashctl reboot --when window""",
+  lashctl reboot --when window
+  lashctl reboot --cancel""",
     ),
     "jobs": Command(
         "list, follow and cancel jobs",

@@ -76,7 +76,7 @@ async def _follow(
 
 async def _read(client: Client, job: Job) -> Job:
     try:
-        return await client.job(job.path)
+        return await client.job(job.path, start=False)
     except Failure as failure:
         if failure.exit_status != failures.EXIT_UNAVAILABLE:
             raise
@@ -89,7 +89,8 @@ async def _come_back(client: Client, job: Job) -> Job:
     while True:
         failure = None
         try:
-            found = await client.job(job.path)
+            # Not started from here: it may have been stopped on purpose, and systemd restarts one that died.
+            found = await client.job(job.path, start=False)
         except Failure as error:
             if error.name.endswith(".Disconnected"):
                 raise  # it is the bus that has gone

@@ -7,7 +7,7 @@ import asyncio
 import sys
 from typing import Any
 
-from lashd.cli import jsonout, present, screen
+from lashd.cli import jsonout, present, screen, values
 from lashd.cli.client import Client, Options
 from lashd.cli.failures import Failure, from_name, odd_answer
 from lashd.cli.follow import follow
@@ -23,6 +23,7 @@ _UNCHANGED = {
     "plan": "Nothing to do: there is nothing to fetch.",
     "collect": "Nothing to do: everything in the store is needed.",
     "discard": "Nothing to do: nothing is staged.",
+    "reboot": "Nothing to do: nobody has asked for a reboot that waits.",
 }
 
 # What is left to do for whoever asked.
@@ -30,6 +31,13 @@ _NEXT = {
     "upgrade": "Reboot to start it: systemctl reboot",
     "rollback": "Reboot to start it: systemctl reboot",
     "discard": "The host boots what it boots now.",
+}
+
+
+_REBOOT = {
+    "started": "The reboot has begun",
+    "waiting": "The reboot is wanted, and 'lashctl status' shows what it waits for",
+    "withdrawn": "The reboot is not asked for any more",
 }
 
 
@@ -73,7 +81,8 @@ async def discard(client: Client, arguments: Any) -> int:
 
 
 async def reboot(client: Client, arguments: Any) -> int:
-    return await _start(client, "Reboot", {"when": arguments.when, "reason": arguments.reason}, arguments)
+    when = "never" if arguments.cancel else arguments.when
+    return await _start(client, "Reboot", {"when": when, "reason": arguments.reason}, arguments)
 
 
 async def _start(client: Client, member: str, options: Options, arguments: Any) -> int:
@@ -133,6 +142,11 @@ def _done(job: Job) -> str:
         return "Every image is as it was recorded."
     if job.kind == "collect" and job.result == "unchanged":
         return "This would be removed:"
+    if job.kind == "reboot" and (told := _REBOOT.get(values.text(job.details, "state"))):
+        wanted = told is _REBOOT["withdrawn"] and values.text(job.details, "when") not in ("", "never")
+        return f"{told}; the settings want one all the same." if wanted else f"{told}."
+    if job.kind == "discard" and job.details.get("given-up"):
+        return "Nothing was staged; what a reboot has lost is given up and will not be staged again."
     return f"Done: {words.clean(job.title)}."
 
 

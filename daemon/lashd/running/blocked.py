@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from lashd.running.jobs import Job
 from lashd.steps.decide import Decision
+from lashd.steps.shutdowns import restageable
 from lashd.words.model import Deployment, Order, Owed, Passed, Verdict
 
 Reason = tuple[str, str]
@@ -23,8 +24,10 @@ class Situation:
     booted: Deployment | None = None
     following: Deployment | None = None  # boots next without having been staged, and lacks images
     missing: tuple[Reason, ...] = ()  # what `following` lacks
+    lacking: tuple[Reason, ...] = ()  # what the running system binds and has not got
+    unreadable: tuple[Reason, ...] = ()  # what cannot be read, so that less is known than should be
     order: Order | None = None
-    owed: Owed | None = None
+    owed: Owed | None = None  # what is still owed
     verdict: Verdict | None = None
     boot: str = ""
     job: Job | None = None
@@ -35,7 +38,8 @@ class Situation:
 
 def reasons(now: Situation) -> list[Reason]:
     """Empty when nothing stands in the way of the next system."""
-    found = list(_of_staged(now)) + list(_of_lost(now)) + list(_of_boot_order(now))
+    found = list(_of_staged(now)) + list(_of_lost(now)) + list(_of_boot_order(now)) + list(_of_booted(now))
+    found += [reason for reason in now.unreadable if reason not in found]
     if found and now.job is not None:
         found.append(("job-running", f"Job {now.job.id} ({now.job.kind}) is running."))
     elif found and now.next_try:
@@ -96,13 +100,19 @@ def _of_lost(now: Situation) -> Iterable[Reason]:
     owed = now.owed
     if now.staged is not None or owed is None or owed.boot == now.boot:
         return
-    if now.booted is not None and now.booted.checksum == owed.checksum:
-        return
-    next_ = "it will be staged again" if now.restages else "stage it again; the settings say that lashd does not"
+    if not now.restages:
+        next_ = "stage it again; the settings say that lashd does not"
+    elif not restageable(owed):
+        next_ = (
+            "stage it again; lashd cannot, because it was staged with initrds of its own (--overlay-initrd, rpm-ostree "
+            "initramfs-etc), which the reboot has lost"
+        )
+    else:
+        next_ = "it will be staged again"
     yield (
         "lost",
         f"The deployment {owed.deployment[:12]}, staged since {moment(owed.since)}, was lost at a reboot that did not "
-        f"bring it up: {next_}.",
+        f"bring it up: {next_}. 'lashctl discard' gives it up.",
     )
     if owed.wasted > 1:
         yield "wasted-reboots", _wasted(owed)
@@ -117,6 +127,12 @@ def _of_boot_order(now: Situation) -> Iterable[Reason]:
         )
         if now.staged is None:
             yield from now.missing
+
+
+def _of_booted(now: Situation) -> Iterable[Reason]:
+    """A reboot into the same system would not help; and where no digest is known nothing is fetched unasked."""
+    for _, sentence in now.lacking:
+        yield "running-lacks", f"In the running system: {sentence} 'lashctl bind --deployment booted' fetches it."
 
 
 def _wasted(owed: Owed) -> str:

@@ -14,6 +14,7 @@ from lashd.steps.record import Records
 from lashd.steps.shutdowns import Shutdowns
 from lashd.things.host import Fetched, HostBackend
 from lashd.things.store import Store
+from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import Deployment, Role
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Chores:
         # Imported when they are needed: the daemon at rest has no room for them.
         from lashd.steps.audit import audit, require_sound
 
-        found = await asyncio.to_thread(discover, deployment.root)
+        found = await asyncio.to_thread(discover, deployment.root, deployment.merges)
         rows = await audit(
             found.images,
             self.records.get(deployment.key),
@@ -72,10 +73,18 @@ class Chores:
     def _present(self) -> Present:
         from lashd.steps.keep import Present
 
+        try:
+            records, damaged = self.records.load_all(), self.records.damaged()
+        except OSError as error:
+            raise LashdError(
+                ErrorName.STORE_DAMAGED,
+                f"The records in {error.filename} cannot be read ({error.strerror}), so it is unknown which images "
+                "must stay; make it a directory that root can read, or remove it.",
+            ) from error
         return Present(
             deployments=self.backend.deployments(),
             owed=self.shutdowns.owed(),
-            records=self.records.load_all(),
-            damaged=self.records.damaged(),
+            records=records,
+            damaged=damaged,
             unlisted=self.backend.unlisted(),
         )

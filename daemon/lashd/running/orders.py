@@ -14,7 +14,7 @@ from lashd.running.jobs import Initiator
 from lashd.steps.shutdowns import Shutdowns
 from lashd.things.host import HostBackend
 from lashd.words.errors import ErrorName, LashdError
-from lashd.words.model import Deployment, Order
+from lashd.words.model import Deployment, Order, Owed
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,28 @@ def expected_staged(staged: Deployment | None, options: Mapping[str, Any], *, ne
             ErrorName.DIGEST_MISMATCH,
             f"The staged deployment is {staged.digest or staged.checksum}, not {expected} as expected; nothing was "
             "changed.",
+        )
+    return staged
+
+
+def expected_owed(owed: Owed, options: Mapping[str, Any]) -> Owed:
+    """What a reboot has lost, if it is what `expected-digest` names. Raises DigestMismatch."""
+    expected = options.get("expected-digest")
+    if expected and expected != (owed.digest or owed.checksum):
+        raise LashdError(
+            ErrorName.DIGEST_MISMATCH,
+            f"Nothing is staged, and what is to be staged again is {owed.digest or owed.checksum}, not {expected} as "
+            "expected; nothing was changed.",
+        )
+    return owed
+
+
+def came_back(staged: Deployment | None, owed: Owed) -> Deployment | None:
+    """The staged deployment, if it is `owed` staged again; None when nothing is. Raises DigestMismatch for another."""
+    if staged is not None and staged.checksum != owed.checksum:
+        raise LashdError(
+            ErrorName.DIGEST_MISMATCH,
+            f"Meanwhile {staged.key} was staged, and took the place of what was to be given up; nothing was changed.",
         )
     return staged
 

@@ -16,14 +16,15 @@ import lashd
 from lashd.running.blocked import Situation, reasons
 from lashd.running.jobs import Job, Jobs
 from lashd.running.keeper import Keeper
-from lashd.running.rows import gate_word, job_row, shutdown_row, told
-from lashd.running.view import Row, View, deployment_row
+from lashd.running.reboot import Rebooter
+from lashd.running.rows import Row, gate_word, job_row, owed_row, shutdown_row, told
+from lashd.running.view import View, deployment_row
 from lashd.running.walk import Walk
-from lashd.steps.shutdowns import Shutdowns
+from lashd.steps.shutdowns import Shutdowns, still_owed
 from lashd.things.host import HostBackend
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
-from lashd.words.model import Deployment, Order, Role
+from lashd.words.model import Deployment, Order, Owed, Role
 
 # Version of the document that Describe() returns; raised when a key changes its meaning or goes away.
 DESCRIBE_VERSION = 1
@@ -43,6 +44,7 @@ class Reader:
         walk: Walk,
         view: View,
         shutdowns: Shutdowns,
+        rebooter: Rebooter,
         boot: str,
     ) -> None:
         self.settings = settings
@@ -51,6 +53,7 @@ class Reader:
         self._walk = walk
         self._view = view
         self._shutdowns = shutdowns
+        self._rebooter = rebooter
         self._boot = boot
         self._verdict = shutdowns.verdict()
         self._keeper: Keeper | None = None  # there is none where nothing is booted
@@ -119,18 +122,20 @@ class Reader:
 
     def blocked_by(self) -> list[tuple[str, str]]:
         """Why a reboot now would not bring up the staged system, or what lacks otherwise: (code, sentence) pairs."""
-        staged, keeper = self._by_role(Role.STAGED), self._keeper
+        staged, booted, keeper = self._by_role(Role.STAGED), self._by_role(Role.BOOTED), self._keeper
         now = Situation(
             staged=staged,
-            booted=self._by_role(Role.BOOTED),
+            booted=booted,
+            lacking=tuple(self._view.lacking(booted)) if booted else (),
             order=self._order(staged),
-            owed=keeper.owed if keeper else None,
+            owed=self._owed(staged),
             verdict=self._verdict,
             boot=self._boot,
             job=self.jobs.active,
             next_try=self._next_try(),
-            restages=self.settings.gate.restage,
+            restages=self.settings.gate.restage and self.settings.gate.policy != "off",
             holds=self.settings.gate.policy == "hold",
+            unreadable=tuple(self._view.troubles()),
         )
         if staged is not None:
             now = replace(now, decision=self._view.decision(staged))
@@ -138,6 +143,11 @@ class Reader:
         if following is not None:
             now = replace(now, following=following, missing=self._view.decision(following).reasons)
         return reasons(now)
+
+    def lost(self) -> Owed | None:
+        """What was staged, is staged no more and is still to come back."""
+        staged = self._by_role(Role.STAGED)
+        return self._owed(staged) if staged is None else None
 
     def describe(self) -> str:
         """The whole state as one JSON document; docs/describe.schema.json is its schema."""
@@ -154,6 +164,8 @@ class Reader:
             "lastError": {"name": self._last_error[0], "message": self._last_error[1]},
             "lastShutdown": shutdown | {"reasons": told(shutdown["reasons"])} if shutdown else {},
             "nextTry": properties["NextTry"],
+            "owed": owed_row(self.lost()),
+            "reboot": self._rebooter.row(),
             "activeJob": properties["ActiveJob"],
             "deployments": self.list_deployments({}),
             "bound": self.list_bound({"deployment": "all"}),
@@ -175,9 +187,10 @@ class Reader:
         seen = (
             self._view.deployments(),
             self._walk.store.signature(),
-            self._walk.records.vouched(),
+            self._view.vouched(),
             self._last_error,
             self._verdict,
+            self._rebooter.asked,
             (keeper.owed, keeper.following) if keeper else None,
             self._order(self._by_role(Role.STAGED)),
         )
@@ -213,6 +226,13 @@ class Reader:
         """The order that is in force."""
         order = self._shutdowns.order() if staged is not None else None
         return order if order is not None and staged is not None and order.is_for(staged) else None
+
+    def _owed(self, staged: Deployment | None) -> Owed | None:
+        """What was staged and is not booted yet; with nothing staged, what is to come back."""
+        owed, booted = self._keeper.owed if self._keeper is not None else None, self._by_role(Role.BOOTED)
+        if owed is None or staged is not None or booted is None:
+            return owed
+        return owed if still_owed(owed, booted, self._backend.staging(booted)) else None
 
     def _next_try(self) -> int:
         return self._keeper.next_try if self._keeper is not None else 0

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lashd.running.jobs import Job
-from lashd.words.model import Deployment, Verdict
+from lashd.words.errors import ErrorName, LashdError
+from lashd.words.model import Deployment, Discovery, ImageState, Owed, Verdict
 
 Row = dict[str, Any]
 
@@ -33,6 +34,20 @@ def shutdown_row(verdict: Verdict | None) -> Row:
     }
 
 
+def owed_row(owed: Owed | None) -> Row:
+    """What a reboot has lost and is to be staged again, for documents; empty for nothing."""
+    if owed is None:
+        return {}
+    return {
+        "deployment": owed.deployment,
+        "stateroot": owed.stateroot,
+        "checksum": owed.checksum,
+        "digest": owed.digest,
+        "since": owed.since,
+        "wasted": owed.wasted,
+    }
+
+
 def job_row(job: Job) -> Row:
     """One job as ListJobs shows it."""
     return {
@@ -55,6 +70,52 @@ def job_row(job: Job) -> Row:
         "error-name": job.error_name,
         "error-message": job.error_message,
     }
+
+
+def blank_row(deployment: Deployment, unit: str) -> Row:
+    """A row of ListBound that says nothing yet."""
+    return {
+        "deployment": deployment.key,
+        "unit": unit,
+        "reference": "",
+        "normalised": "",
+        "wanted-digest": "",
+        "present-digest": "",
+        "state": "",
+        "bytes": 0,
+        "usable": False,
+        "use-problems": [],
+        "error-name": "",
+        "error-message": "",
+    }
+
+
+def bad_rows(deployment: Deployment, found: Discovery) -> list[Row]:
+    """A row of ListBound for each entry that cannot be used."""
+    return [
+        {
+            **blank_row(deployment, entry.unit),
+            "state": ImageState.INVALID.value,
+            "error-name": ErrorName.BOUND_IMAGE_INVALID.value,
+            "error-message": entry.problem,
+        }
+        for entry in found.bad
+    ]
+
+
+def not_known(error: LashdError) -> Row:
+    """What a row of ListBound says of a state that `error` hides."""
+    return {"state": ImageState.UNKNOWN.value, "error-name": error.name.value, "error-message": error.message}
+
+
+def unreadable(error: LashdError) -> tuple[str, str]:
+    """Why nobody can say what is there, as a reason: a code, and a sentence that says what to do."""
+    if error.name is not ErrorName.STORE_DAMAGED:
+        return "root-unreadable", f"{error.message} Look at it with 'ostree admin status', and deploy it again."
+    return "store-damaged", (
+        f"{error.message} Until it can be read it is not known which images are there; 'lashctl bind' mends what it "
+        "can, and 'lashctl bind booted' does when nothing is staged."
+    )
 
 
 def told(pairs: Iterable[Sequence[str]]) -> list[Row]:

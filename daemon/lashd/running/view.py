@@ -8,14 +8,17 @@ not worked out again.
 from __future__ import annotations
 
 import asyncio
+import math
+import posixpath
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from lashd.running.walk import is_known
+from lashd.running.bind import is_known
+from lashd.running.rows import Row, bad_rows, blank_row, not_known, unreadable
 from lashd.steps.decide import Decision, decide
-from lashd.steps.discover import discover
+from lashd.steps.discover import DIRECTORY, discover
 from lashd.steps.record import Records
 from lashd.steps.verify import classify
 from lashd.things.host import HostBackend
@@ -24,16 +27,16 @@ from lashd.things.store import Store, StoredImage
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import BoundImage, Deployment, Discovery, ImageState, Record, Role, UseProblem
 
-# A booted deployment's /etc can be edited, so what it binds is read anew after so many seconds. All others are fixed.
+# The running /etc can be edited, so what the booted deployment binds, and what a staged one will once it has got the
+# local changes, is read anew after so many seconds. All others are fixed.
 BOOTED_SECONDS = 5.0
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class _Read:
     at: float
     found: Discovery
+    merges: Path | None
 
 
 class View:
@@ -44,8 +47,9 @@ class View:
         self._store = store
         self._records = records
         self._primary = primary
-        self._discoveries: dict[str, _Read] = {}
-        self._rows: dict[str, tuple[object, list[Row]]] = {}
+        self._discoveries: dict[Path, _Read] = {}  # by root: keys are unique in a stateroot only
+        self._edits = 0
+        self._rows: dict[Path, tuple[object, list[Row]]] = {}
         self.failures: dict[str, tuple[str, str]] = {}
 
     def forget(self) -> None:
@@ -74,36 +78,106 @@ class View:
 
     def discovery(self, deployment: Deployment) -> Discovery:
         """What `deployment` binds."""
-        read = self._discoveries.get(deployment.key)
-        now = time.monotonic()
-        if read is None or (Role.BOOTED in deployment.roles and now - read.at > BOOTED_SECONDS):
-            found = discover(deployment.root)
-            # The same object for the same content: rows that were made from it stay valid.
-            read = _Read(now, read.found if read is not None and read.found == found else found)
-            self._discoveries[deployment.key] = read
-        return read.found
+        found = self._fresh(deployment)
+        if found is None:
+            now = time.monotonic()
+            found = self._learnt(deployment, now, discover(deployment.root, deployment.merges))
+        return found
 
     async def learn(self, deployment: Deployment) -> None:
         """Find out what `deployment` binds, beside the event loop, so that `discovery` has it at hand."""
-        if deployment.key not in self._discoveries:
-            found = await asyncio.to_thread(discover, deployment.root)
-            self._discoveries.setdefault(deployment.key, _Read(time.monotonic(), found))
+        if self._fresh(deployment) is None:
+            now, edits = time.monotonic(), self._edits
+            found = await asyncio.to_thread(discover, deployment.root, deployment.merges)
+            self._learnt(deployment, now if edits == self._edits else -math.inf, found)
+
+    def edited(self) -> None:
+        """The running /etc has changed: read anew, at the next look, whatever depends on it."""
+        self._edits += 1
+        for root, read in self._discoveries.items():
+            self._discoveries[root] = replace(read, at=-math.inf)
+
+    def _fresh(self, deployment: Deployment) -> Discovery | None:
+        read = self._discoveries.get(deployment.root)
+        if read is None or read.merges != deployment.merges:
+            return None
+        fixed = Role.BOOTED not in deployment.roles and deployment.merges is None
+        return read.found if fixed or time.monotonic() - read.at <= BOOTED_SECONDS else None
+
+    def _learnt(self, deployment: Deployment, at: float, found: Discovery) -> Discovery:
+        read = self._discoveries.get(deployment.root)
+        if read is not None and read.at > at:
+            return read.found  # somebody looked later, and was faster
+        # The same object for the same content: rows that were made from it stay valid.
+        found = read.found if read is not None and read.found == found else found
+        self._discoveries[deployment.root] = _Read(at, found, deployment.merges)
+        return found
+
+    def known_names(self, deployment: Deployment) -> tuple[str, ...] | None:
+        """All names of what `deployment` binds; None when that has not been read yet, or not to its end."""
+        read = self._discoveries.get(deployment.root)
+        if read is None or any(entry.unit == posixpath.basename(DIRECTORY) for entry in read.found.bad):
+            return None
+        return tuple(sorted({str(name) for image in read.found.images for name in (image.reference, *image.names)}))
 
     def is_broken(self, deployment: Deployment) -> bool:
         """Whether something that the running `deployment` is known to be bound to is not there, or not by its name."""
-        record, vouched = self._records.get(deployment.key), self._vouched()
+        record, vouched = self._recorded(deployment)
         return any(
             is_known(image, record)
             and classify(image, record, self._store, vouched, named=True)[0] is not ImageState.PRESENT
             for image in self.discovery(deployment).images
         )
 
+    def lacking(self, booted: Deployment) -> list[tuple[str, str]]:
+        """What the running system binds and has not got, also where no digest of it is known: (state, sentence)."""
+        try:
+            found = self.discovery(booted)
+            record, vouched = self._recorded(booted)
+        except LashdError:
+            return []  # told by `troubles`
+        states = {image.unit: classify(image, record, self._store, vouched, named=True)[0] for image in found.images}
+        wanted = {ImageState.MISSING.value, ImageState.INCOMPLETE.value, ImageState.DRIFTED.value}
+        return [reason for reason in decide(found, record, states).reasons if reason[0] in wanted]
+
     def decision(self, deployment: Deployment) -> Decision:
-        """May this deployment be finalised, by what the store holds now?"""
-        found = self.discovery(deployment)
-        record, vouched = self._records.get(deployment.key), self._vouched()
-        states = {image.unit: classify(image, record, self._store, vouched)[0] for image in found.images}
+        """May this deployment be finalised, by what the store holds now? Not when that cannot be read; never raises."""
+        try:
+            found = self.discovery(deployment)
+            record, vouched = self._recorded(deployment)
+            states = {image.unit: classify(image, record, self._store, vouched)[0] for image in found.images}
+        except LashdError as error:
+            return Decision(False, (unreadable(error),))
         return decide(found, record, states)
+
+    def vouched(self) -> frozenset[str]:
+        """Ids of the layers that a record vouches for; none when the records cannot be read."""
+        try:
+            return self._records.vouched()
+        except OSError:
+            return frozenset()
+
+    def troubles(self) -> list[tuple[str, str]]:
+        """What cannot be read, so that less is known than should be: a code and a whole sentence, each."""
+        found = []
+        try:
+            self._store.index()
+        except LashdError as error:
+            found.append(unreadable(error))
+        try:
+            self._records.load_all()
+        except OSError as error:
+            why = (
+                f"The records in {error.filename} cannot be read ({error.strerror}), so it is not known which images "
+                "were verified, and nothing can be bound; make it a directory that root can read, or remove it."
+            )
+            found.append(("records-unreadable", why))
+        for deployment in self.deployments():
+            try:
+                self.discovery(deployment)
+            except LashdError as error:
+                found.append(unreadable(error))
+        return found
 
     def bound(self, deployments: Iterable[Deployment], busy: Mapping[str, str]) -> list[Row]:
         """One row per (deployment, unit). `busy` maps normalised references to `pulling` or `failed`."""
@@ -116,8 +190,15 @@ class View:
         return rows
 
     def _bound_rows(self, deployment: Deployment) -> list[Row]:
-        found = self.discovery(deployment)
-        record, vouched = self._records.get(deployment.key), self._vouched()
+        try:
+            found = self.discovery(deployment)
+        except LashdError as error:
+            return [blank_row(deployment, posixpath.basename(DIRECTORY)) | not_known(error)]
+        try:
+            record, vouched = self._recorded(deployment)
+        except LashdError as error:
+            # Not kept: the next look may succeed although the file is the same.
+            return [self._unknown_row(deployment, image, error) for image in found.images] + bad_rows(deployment, found)
         valid = (
             id(found),
             self._store.signature(),
@@ -126,20 +207,12 @@ class View:
             vouched,
             tuple(self.failures.items()),
         )
-        cached = self._rows.get(deployment.key)
+        cached = self._rows.get(deployment.root)
         if cached is not None and cached[0] == valid:
             return cached[1]
         rows = [self._image_row(deployment, image, record, vouched) for image in found.images]
-        rows += [
-            {
-                **_blank(deployment, entry.unit),
-                "state": ImageState.INVALID.value,
-                "error-name": ErrorName.BOUND_IMAGE_INVALID.value,
-                "error-message": entry.problem,
-            }
-            for entry in found.bad
-        ]
-        self._rows[deployment.key] = (valid, rows)
+        rows += bad_rows(deployment, found)
+        self._rows[deployment.root] = (valid, rows)
         return rows
 
     def _image_row(
@@ -154,7 +227,7 @@ class View:
             problems.append(UseProblem.SHADOWED)
         name, sentence = self.failures.get(str(image.reference), ("", ""))
         return {
-            **_blank(deployment, image.unit),
+            **blank_row(deployment, image.unit),
             "reference": image.text,
             "normalised": str(image.reference),
             "wanted-digest": recorded.digest if recorded else image.reference.digest,
@@ -167,29 +240,31 @@ class View:
             "error-message": "" if state is ImageState.PRESENT else sentence,
         }
 
-    def _vouched(self) -> frozenset[str]:
-        return self._records.vouched(self._store.index().layers)
+    def _unknown_row(self, deployment: Deployment, image: BoundImage, error: LashdError) -> Row:
+        """What is known of a bound image while the store cannot be read."""
+        problems = [problem.value for problem in image.use_problems]
+        return {
+            **blank_row(deployment, image.unit),
+            "reference": image.text,
+            "normalised": str(image.reference),
+            "wanted-digest": image.reference.digest,
+            "usable": not problems,
+            "use-problems": problems,
+            **not_known(error),
+        }
+
+    def _recorded(self, deployment: Deployment) -> tuple[Record | None, frozenset[str]]:
+        """The record of `deployment` and the layers that any record vouches for. Raises StoreDamaged."""
+        layers = self._store.index().layers
+        try:
+            return self._records.get(deployment.key), self._records.vouched(layers)
+        except OSError:
+            # As the gate has it: the place where they are kept is damaged, which is the same as no records.
+            return None, frozenset()
 
     def _size(self, stored: StoredImage | None) -> int:
         chain = self._store.index().chain(stored) if stored else None
         return sum(layer.uncompressed_size for layer in chain or ())
-
-
-def _blank(deployment: Deployment, unit: str) -> Row:
-    return {
-        "deployment": deployment.key,
-        "unit": unit,
-        "reference": "",
-        "normalised": "",
-        "wanted-digest": "",
-        "present-digest": "",
-        "state": "",
-        "bytes": 0,
-        "usable": False,
-        "use-problems": [],
-        "error-name": "",
-        "error-message": "",
-    }
 
 
 def deployment_row(deployment: Deployment, *, ready: bool, next_boot: bool) -> Row:

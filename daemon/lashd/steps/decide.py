@@ -18,6 +18,7 @@ ORDERED = "ordered"
 
 _SENTENCES = {
     ImageState.UNVERIFIED: "{image} is in the store, but has not been verified yet.",
+    ImageState.UNKNOWN: "It is not known whether {image} is in the store.",
     ImageState.MISSING: "{image} is not in the store.",
     ImageState.INCOMPLETE: "{image} is in the store, but not all of its layers are.",
     ImageState.DRIFTED: "The name of {image} means another image than the one that the deployment is bound to.",

@@ -17,6 +17,9 @@ from lashd.words.errors import LashdError
 from lashd.words.model import BoundImage, Deployment, Discovery, HostImage, Owed, Record, RecordedImage, Role
 from lashd.words.reference import Reference, parse_reference
 
+# Whoever stages may fetch the images first.
+_BEFORE_SECONDS = 3600.0
+
 
 @dataclass(frozen=True, slots=True)
 class Kept:
@@ -26,8 +29,9 @@ class Kept:
     `images`: these ids; `repositories`: every image with a name in them. `layers` (ids) are those of kept records.
     `unfinished` are references that a deployment on its way is bound to: while one is missing, parts of it may be in
     the store. `known` are the ids of images and layers that some record names, also of a deployment that is gone: of
-    them nobody is about to make a new one. With a `doubt` (a sentence) nothing at all may go. `deployments` are the
-    keys of all that there are, the owed one among them.
+    them nobody is about to make a new one. What came after `since` (seconds since the epoch) may be for `since_who`, of
+    whom nobody knows what it binds. With a `doubt` (a sentence) nothing at all may go. `deployments` are the keys of
+    all that there are, the owed one among them.
     """
 
     names: Mapping[Reference, str] = field(default_factory=dict)
@@ -38,6 +42,8 @@ class Kept:
     unfinished: frozenset[Reference] = frozenset()
     known: frozenset[str] = frozenset()
     doubt: str = ""
+    since: float | None = None
+    since_who: str = ""
     deployments: frozenset[str] = frozenset()
 
 
@@ -53,8 +59,8 @@ class Present:
     unlisted: tuple[Deployment, ...] = ()
 
 
-def what_stays(present: Present, *, read: Callable[[Path], Discovery] = discover) -> Kept:
-    """What all deployments of the host and the owed one keep. Blocks: it reads every deployment's root with `read`."""
+def what_stays(present: Present, *, read: Callable[[Path, Path | None], Discovery] = discover) -> Kept:
+    """What all deployments of the host and the owed one keep. Blocks: `read` reads every deployment's root."""
     keeper = _Keeper(present)
     if not present.deployments:
         keeper.doubt = "No deployment of this host can be read, so it is unknown what they are bound to."
@@ -63,7 +69,7 @@ def what_stays(present: Present, *, read: Callable[[Path], Discovery] = discover
         keeper.add(deployment, read)
     keys = {deployment.key for deployment in everything}
     if present.owed is not None and present.owed.deployment not in keys:
-        keeper.add_owed(present.owed.deployment)
+        keeper.add_owed(present.owed)
         keys.add(present.owed.deployment)
     return keeper.kept(frozenset(keys))
 
@@ -79,16 +85,18 @@ class _Keeper:
         self._repositories: dict[str, str] = {}
         self._layers: set[str] = set()
         self._unfinished: set[Reference] = set()
+        self._since: float | None = None
+        self._since_who = ""
         self.doubt = ""
 
-    def add(self, deployment: Deployment, read: Callable[[Path], Discovery]) -> None:
+    def add(self, deployment: Deployment, read: Callable[[Path, Path | None], Discovery]) -> None:
         who = f"deployment {deployment.version or deployment.key}"
         record = self._records.get(deployment.key)
         self._add_record(record, who)
         if deployment.image is not None:
             self._add_host_image(deployment.image, deployment.digest, who)
         try:
-            found = read(deployment.root)
+            found = read(deployment.root, deployment.merges)
         except LashdError as error:
             self.doubt = error.message
             return
@@ -105,12 +113,27 @@ class _Keeper:
             if self._unclear(deployment, image, record):
                 self._repositories.setdefault(image.reference.name, who)
 
-    def add_owed(self, key: str) -> None:
-        """A deployment that is to be staged again: its root is gone, so that its record alone says what it binds."""
-        record = self._records.get(key)
-        if record is None:
-            self.doubt = f"It is unknown what deployment {key} is bound to, which was lost and is to be staged again."
-        self._add_record(record, f"deployment {key}, which is to be staged again,")
+    def add_owed(self, owed: Owed) -> None:
+        """A deployment that is to be staged again, and whose root is gone.
+
+        Its record says what it is bound to; without one, its names were noted when it was staged. Where nobody had the
+        time for either, only what has come since then can have been fetched for it.
+        """
+        record = self._records.get(owed.deployment)
+        who = f"deployment {owed.deployment}, which is to be staged again,"
+        self._add_record(record, who)
+        for text in owed.binds or ():
+            try:
+                name = parse_reference(text)
+            except LashdError as error:
+                self.doubt = f"The note of {who} is not understood: {error.message}"
+                continue
+            self._names.setdefault(name, who)
+            self._unfinished.add(name)
+            if owed.deployment in self._damaged and not name.pinned:
+                self._repositories.setdefault(name.name, who)
+        if record is None and owed.binds is None:
+            self._since, self._since_who = owed.since - _BEFORE_SECONDS, who
 
     def kept(self, deployments: frozenset[str]) -> Kept:
         known = {image.image_id for record in self._records.values() for image in record.images}
@@ -124,6 +147,8 @@ class _Keeper:
             unfinished=frozenset(self._unfinished),
             known=frozenset(known),
             doubt=self.doubt,
+            since=self._since,
+            since_who=self._since_who,
             deployments=deployments,
         )
 

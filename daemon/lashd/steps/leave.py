@@ -100,6 +100,8 @@ class _Sorter:
                 self._keep(image, f"It is unknown which image of {unclear[0]} {who} is bound to.", whole=True)
             elif image.id not in self._why and image.id in self._standing.images:
                 self._keep(image, f"It is used by {self._standing.images[image.id]}.", whole=True)
+            elif image.id not in self._why and self._came_for_owed(self._arrived.get(image.id, 0.0)):
+                self._keep(image, self._for_owed, whole=True)
             elif image.id not in self._why and self._is_new(image.id, self._arrived.get(image.id, 0.0)):
                 self._keep(image, "It came less than an hour ago, and somebody may be about to bind it.", whole=True)
         # Layers in use whose image is not: skopeo removes no layer that an image stands on.
@@ -138,6 +140,13 @@ class _Sorter:
     def _is_new(self, identity: str, since: float) -> bool:
         # Also what seems to come from the future: the clock was wrong then, or is now.
         return identity not in self._kept.known and since > self._now - GRACE_SECONDS
+
+    def _came_for_owed(self, arrived: float) -> bool:
+        return self._kept.since is not None and arrived >= self._kept.since
+
+    @property
+    def _for_owed(self) -> str:
+        return f"It may have been fetched for {self._kept.since_who} and it is unknown what that is bound to."
 
     def _surplus(self, image: StoredImage) -> list[Reference]:
         """The names of a staying image that can go."""
@@ -184,7 +193,10 @@ class _Sorter:
             return f"It is used by {self._standing.layers[layer.id]}."
         if layer.id in self._kept.layers:
             return "It belongs to an image that a deployment is bound to."
-        if self._is_new(layer.id, self._now if layer.arrived is None else layer.arrived):
+        arrived = self._now if layer.arrived is None else layer.arrived
+        if self._came_for_owed(arrived):
+            return self._for_owed
+        if self._is_new(layer.id, arrived):
             return "It came less than an hour ago, and its image may still be on its way."
         return parts
 

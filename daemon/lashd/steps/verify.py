@@ -53,6 +53,9 @@ async def verify(
     fetched: skopeo compared them with their digests, and the sync at the end puts them on disk. With `deep` every layer
     is read. Raises BoundImageMissing, or StoreDamaged when something is there and wrong, naming every such image.
     """
+    if not wanted:
+        # Where nothing was ever bound there need not even be a store.
+        return ()
     index = store.index()
     findings = await examine(wanted, store, vouched, report=report, fresh=fresh, deep=deep)
     require(findings)

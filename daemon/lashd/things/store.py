@@ -2,18 +2,17 @@
 """The bound image store, read: two JSON files and some lstat(2). No process is ever started for reading.
 
 containers-storage replaces both files atomically, so a reader needs no lock: it sees the store before a change or after
-it. What writes the store is in `store_write`; `Store` here is what most of the program needs to know.
+it. What writes the store is in `store_write`, which is loaded when it is needed: at boot and at shutdown the store is
+only read, and there is no time for more. `Store` here is what most of the program needs to know.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from lashd.things import store_write
 from lashd.things.store_index import EMPTY, StoredImage, StoredLayer, StoreIndex, big_data_name, parse_index
 from lashd.words import files
 from lashd.words.errors import ErrorName, LashdError
@@ -115,10 +114,14 @@ class Store:
 
     async def ensure(self) -> None:
         """Create and initialise the store when it is missing or half made. Raises UnsupportedHost, StoreDamaged."""
+        from lashd.things import store_write
+
         await store_write.ensure(self)
 
     async def remove(self, image: StoredImage) -> None:
         """Remove `image` with all its names, and the layers that nothing else stands on."""
+        from lashd.things import store_write
+
         await store_write.remove(self, image)
 
     async def remove_layer(self, layer: StoredLayer) -> None:
@@ -126,26 +129,38 @@ class Store:
 
         skopeo would use it again for the next image, whatever has become of its files.
         """
+        from lashd.things import store_write
+
         await store_write.remove_layer(self, layer)
 
     async def tidy(self) -> None:
         """Make whoever wrote the store clean up: incomplete layers go that nobody is writing at this moment."""
+        from lashd.things import store_write
+
         await store_write.tidy(self)
 
     async def give_name(self, image_ref: Reference, name: Reference) -> None:
         """Make `name` mean the image that `image_ref` names; another image that has the name loses it. Offline."""
+        from lashd.things import store_write
+
         await store_write.give_name(self, image_ref, name)
 
     async def drop_name(self, image: StoredImage, name: Reference) -> bool:
         """Take the tag `name` away from `image`, unless it is its last name or somebody else's by now. Offline."""
+        from lashd.things import store_write
+
         return await store_write.drop_name(self, image, name)
 
     async def set_aside_damaged(self) -> tuple[Path, ...]:
         """Rename index files that cannot be read, so that the store can be filled again. Returns their new names."""
+        from lashd.things import store_write
+
         return await store_write.set_aside_damaged(self)
 
     async def sync(self) -> None:
         """Write back the store's filesystem: what is in the store now survives a power cut."""
+        import asyncio
+
         try:
             await asyncio.to_thread(files.sync_filesystem, self.root)
         except OSError as error:

@@ -33,6 +33,7 @@ def status(document: values.Row, job: Job | None = None, *, plain: bool = False)
     if blocked:
         parts.append(Text("Waiting for:", style="bold yellow"))
         parts += [Text(f"  {'-' if plain else '•'} {words.clean(sentence or code)}") for code, sentence in blocked]
+    parts += _reboot(values.row(document.get("reboot")), deployments)
     if next_try := words.when(values.number(document, "next_try")):
         parts.append(_line("Next try", next_try))
     parts += _shutdown(values.row(document.get("last_shutdown")), plain)
@@ -42,6 +43,21 @@ def status(document: values.Row, job: Job | None = None, *, plain: bool = False)
     while isinstance(parts[-1], Text) and not parts[-1].plain:
         parts.pop()
     return Group(*parts)
+
+
+def _reboot(row: values.Row, deployments: Sequence[values.Row]) -> list[Text]:
+    """The reboot that is wanted; nothing of one that the settings want while there is nothing to boot into."""
+    if row.get("started") is True:
+        return [_line("Reboot", "it has begun", "green")]
+    asked = words.when(values.number(row, "asked_at"))
+    waits = {"ready": "waits until everything is ready", "window": "waits for its window"}.get(values.text(row, "when"))
+    news = any("booted" not in _roles(one) and ("staged" in _roles(one) or one.get("next_boot")) for one in deployments)
+    if waits is None or not (asked or news):
+        return []
+    if waits.endswith("window") and (opens := words.when(values.number(row, "next_window"))):
+        waits = f"{waits}, which opens at {opens}"
+    who = f"{words.clean(values.text(row, 'asked_by')) or 'somebody'} (user {values.number(row, 'asked_uid')})"
+    return [_line("Reboot", f"wanted by {who} at {asked}, {waits}" if asked else f"wanted by the settings, {waits}")]
 
 
 def _shutdown(row: values.Row, plain: bool) -> list[Text]:

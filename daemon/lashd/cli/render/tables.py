@@ -19,6 +19,7 @@ STATE_STYLES: dict[str, str] = {
     ImageState.PRESENT: "green",
     ImageState.PULLING: "cyan",
     ImageState.UNVERIFIED: "yellow",
+    ImageState.UNKNOWN: "yellow",
     ImageState.DRIFTED: "yellow",
     ImageState.MISSING: "red",
     ImageState.INCOMPLETE: "red",
