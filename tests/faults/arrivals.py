@@ -3,19 +3,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from tests.faults.table import Row
+from tests.faults.work import Done, Scale, Task, sliced
 from tests.faults.world import World
 
+HELD = "arrivals: staged by a third party, registry off, rebooted: old system"
+ARRIVED = "arrivals: registry back, no further command, rebooted: new system"
 
-def run(world: World, runs: int = 20) -> list[Row]:
-    held, arrived = (
-        Row("staged by a third party, registry off, rebooted: old system"),
-        Row("and back: arrives by itself"),
-    )
-    for _ in range(runs):
+
+def tasks(scale: Scale) -> Iterator[Task]:
+    yield from sliced("arrivals", HELD, scale(20), 1)
+
+
+def do(world: World, task: Task) -> Done:
+    held, arrived = Row(HELD), Row(ARRIVED)
+    for _ in range(task.times):
         held.run(lambda: stays(world))
         arrived.run(lambda: arrives(world))
-    return [held, arrived]
+    return Done([held, arrived])
 
 
 def stays(world: World) -> str:

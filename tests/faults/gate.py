@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from demo.shell import Failed
 from tests.faults.table import Row
+from tests.faults.work import Done, Scale, Task, sliced
 from tests.faults.world import STAGED_LOCK, World
 
 NOTE = "/run/ostree/staged-deployment"
-_HOLD = "ExecStop=-/bin/sh /usr/lib/lashd/hold"
 _GATE = "/usr/lib/lashd/gate stop"
 _VERDICT = "/var/lib/lashd/last-shutdown.json"
 
@@ -79,7 +79,8 @@ class Fault:
 
     `complete`: all images of v2 are in the store, else none that v1 does not have. `result` is the verdict that must be
     there afterwards, empty when the gate may not have come to one. `says`: what the journal of that boot says, in this
-    order. `careless`: somebody wanted it without its images.
+    order, and `reason` is the code of one that the verdict names. `careless`: somebody wanted it without its images.
+    `check` looks at more, and answers what is wrong. Of `work.FULL` runs of the main faults this one gets `runs`.
     """
 
     name: str
@@ -90,6 +91,9 @@ class Fault:
     stage: bool = True
     careless: bool = False
     says: tuple[str, ...] = ()
+    reason: str = ""
+    runs: int = 5
+    check: Callable[[World], str] = lambda world: ""
     end: Callable[[World], None] = lambda world: world.host.reboot() and None
 
 
@@ -145,6 +149,8 @@ def wrong(fault: Fault, outcome: Outcome) -> str:
     result = (outcome.verdict or {}).get("result", "")
     if fault.result and result != fault.result:
         problems.append(f"verdict {outcome.verdict}")
+    if fault.reason and fault.reason not in [code for code, _ in (outcome.verdict or {}).get("reasons", [])]:
+        problems.append(f"no reason {fault.reason}: {outcome.verdict}")
     places = [outcome.journal.find(word) for word in fault.says]
     if -1 in places or places != sorted(places):
         problems.append(f"the journal does not say {fault.says} in this order")
@@ -178,11 +184,19 @@ def fill(world: World) -> None:
     world.host.run("unshare", "--mount", "--propagation", "private", "sh", "-c", script, names)
 
 
-def change_unit(world: World, *lines: str, unit: str = "lashd-gate.service", section: str = "Service") -> None:
-    """Change a unit until the next boot."""
+def replace_gate(world: World, command: str) -> None:
+    """Have this done in place of the gate's own program, after whatever its unit does before."""
+    unit = world.host.run("cat", "/usr/lib/systemd/system/lashd-gate.service").output
+    stops = [line for line in unit.splitlines() if line.startswith("ExecStop=")]
+    assert stops[-1] == f"ExecStop={_GATE}", stops
+    change_unit(world, "ExecStop=", *stops[:-1], f"ExecStop={command}")
+
+
+def change_unit(world: World, *lines: str, unit: str = "lashd-gate.service") -> None:
+    """Change a service until the next boot."""
     place = f"/run/systemd/system/{unit}.d"
-    text = "\n".join([f"[{section}]", *lines, ""])
-    world.host.run("sh", "-c", f"mkdir -p {place} && cat > {place}/90-fault.conf", input=text.encode())
+    text = "\n".join(["[Service]", *lines, ""])
+    world.host.run("sh", "-c", f"mkdir -p {place} && cat >> {place}/90-fault.conf", input=text.encode())
     world.host.run("systemctl", "daemon-reload")
 
 
@@ -197,21 +211,27 @@ def kill(world: World) -> None:
     """SIGKILL some time after its start, which takes some 200 ms in all."""
     seconds = random.uniform(0.0, 0.25)
     line = f"{_GATE} & pid=$!; sleep {seconds:.3f}; kill -KILL $pid; wait $pid"
-    change_unit(world, "ExecStop=", _HOLD, f"ExecStop=/bin/sh -c '{line.replace('$', '$$')}'")
+    replace_gate(world, f"/bin/sh -c '{line.replace('$', '$$')}'")
 
 
 def kill_itself(world: World) -> None:
-    change_unit(world, "ExecStop=", _HOLD, "ExecStop=/bin/sh -c 'kill -KILL $$$$'")
+    replace_gate(world, "/bin/sh -c 'kill -KILL $$$$'")
+
+
+def kill_itself_unheld(world: World) -> None:
+    kill_itself(world)
+    no_lock(world)
 
 
 def stop_for_good(world: World) -> None:
     """SIGSTOP, past its time limit."""
     line = f"{_GATE} & kill -STOP $!; wait $!"
-    change_unit(world, "TimeoutStopSec=1", "ExecStop=", _HOLD, f"ExecStop=/bin/sh -c '{line.replace('$', '$$')}'")
+    change_unit(world, "TimeoutStopSec=1")
+    replace_gate(world, f"/bin/sh -c '{line.replace('$', '$$')}'")
 
 
 def false(world: World) -> None:
-    change_unit(world, "ExecStop=", _HOLD, "ExecStop=/bin/false")
+    replace_gate(world, "/bin/false")
 
 
 def false_and_no_hold(world: World) -> None:
@@ -301,6 +321,45 @@ def prepare_soft_reboot(world: World) -> None:
     world.host.run("python3", "-", input=_NEXTROOT.encode())
 
 
+def same_root(world: World) -> str:
+    """Nothing of what was prepared is left, and what runs is the deployment that ran before."""
+    left = world.host.run("sh", "-c", "mountpoint -q /run/nextroot && findmnt /run/nextroot", check=False).output
+    note = world.host.run("test", "-e", "/run/ostree/nextroot-booted", check=False).status == 0
+    return f"still prepared: {left}" if left or note else ""
+
+
+def no_check(world: World) -> None:
+    """As if lashd's drop-in for ostree's service were not there."""
+    unit = "ostree-finalize-staged.service"
+    change_unit(world, "ExecStop=", "ExecStop=/usr/bin/ostree admin finalize-staged", unit=unit)
+
+
+def finalise_all_the_same(world: World) -> None:
+    """The check before ostree's own command is gone, and a service takes the lock away after the gate has set it."""
+    no_check(world)
+    unit = (
+        "[Unit]\nDefaultDependencies=no\nAfter=ostree-finalize-staged.service\nBefore=lashd-gate.service\n"
+        "Conflicts=final.target\nBefore=final.target\n"
+        "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n"
+        f"ExecStop=/bin/sh -c 'echo late: unlocks; rm -f {STAGED_LOCK}'\n"
+    )
+    world.host.run("sh", "-c", "cat > /run/systemd/system/late.service", input=unit.encode())
+    world.host.run("systemctl", "daemon-reload")
+    # As on a host on which all of them were started at boot.
+    world.host.run("systemctl", "start", "late.service")
+
+
+def told_ignored(world: World) -> str:
+    """The daemon says that the system which it held runs all the same."""
+    world.wait(lambda: world.status()["blockedBy"], "lashd says what is wrong", 30)
+    status = world.status()
+    codes = [reason["code"] for reason in status["blockedBy"]]
+    if "gate-ignored" not in codes or status["lastShutdown"]["result"] != "held":
+        return f"nothing says that it was ignored: {codes}, {status['lastShutdown']}"
+    found = world.host.run("journalctl", "--boot", "LASHD_ERROR=GateIgnored", "--output=cat", check=False).output
+    return "" if "held at the last shutdown" in found else "the journal does not say that it was ignored"
+
+
 def disable(world: World) -> None:
     """Never enabled: nothing but the finalize service pulls it in."""
     place = "/etc/systemd/system/multi-user.target.wants"
@@ -320,10 +379,11 @@ def disable(world: World) -> None:
 FAULTS = (
     Fault("gate: nothing is there, no fault", nothing, result="held"),
     Fault("gate: the lock was removed by hand", no_lock, result="held"),
-    Fault("gate: killed at a random moment", kill),
+    Fault("gate: killed at a random moment", kill, runs=20),
     Fault("gate: killed at once", kill_itself),
-    Fault("gate: stopped past its limit", stop_for_good),
-    Fault("gate: replaced by /bin/false", false),
+    Fault("gate: killed at once, and nobody held it before", kill_itself_unheld),
+    Fault("gate: stopped past its limit", stop_for_good, runs=20),
+    Fault("gate: replaced by /bin/false", false, runs=20),
     Fault("gate: replaced by /bin/false, and no hold", false_and_no_hold),
     Fault("gate: masked, and no hold", mask),
     Fault("gate: stopped by hand before", stop_by_hand),
@@ -331,13 +391,37 @@ FAULTS = (
         "gate: a service stages while it is being stopped",
         late_stager,
         result="held",
+        runs=20,
         says=("late: stages", "Stopping lashd-gate", "held: ", "Stopped lashd-gate", "Stopping ostree-finalize-staged"),
     ),
     Fault("gate: its state is gone, nothing is there", lose_state, result="held"),
     Fault("gate: somebody else's lock, and an order to let through", release_somebody_elses, result="held"),
-    Fault("gate: soft reboot into what is held", prepare_soft_reboot, result="held", end=soft_reboot),
+    Fault(
+        "gate: soft reboot into what is held",
+        prepare_soft_reboot,
+        result="held",
+        reason="soft-reboot-cancelled",
+        check=same_root,
+        runs=20,
+        end=soft_reboot,
+    ),
+    Fault(
+        "gate: reboot, while a soft reboot into what is held is prepared",
+        prepare_soft_reboot,
+        result="held",
+        reason="soft-reboot-cancelled",
+        check=same_root,
+    ),
+    Fault(
+        "gate: held, and finalised all the same: it is said afterwards",
+        finalise_all_the_same,
+        expected=("2",),
+        result="held",
+        careless=True,
+        check=told_ignored,
+    ),
     Fault("gate: boots next without having been staged", deploy_without_staging, result="restored", stage=False),
-    Fault("gate: never enabled", disable, result="held", stage=False),
+    Fault("gate: never enabled", disable, result="held", stage=False, runs=20),
     Fault("gate: ordered to let through", release, False, ("2",), "released", careless=True),
     Fault("gate: policy warn", warn, False, ("2",), "released", careless=True),
     Fault("gate: fetched in this boot and not recorded", fetched_now, False, ("2",), "released"),
@@ -353,9 +437,7 @@ COMPLETE = (
 
 
 def without_check(world: World) -> None:
-    change_unit(
-        world, "ExecStop=", "ExecStop=/usr/bin/ostree admin finalize-staged", unit="ostree-finalize-staged.service"
-    )
+    no_check(world)
     false_and_no_hold(world)
 
 
@@ -366,30 +448,45 @@ def without_hold_first(world: World) -> None:
 
 # What the faults above would do if a part of the gate were missing: the new system comes up without its images.
 MUTANTS = (
-    Fault("mutant: no check before ostree's own command", without_check, False, ("2",), careless=True),
-    Fault("mutant: no hold before the gate, and no check", without_hold_first, False, ("2",), careless=True),
+    Fault(
+        "gate: without the check before ostree's own command, and no hold: v2",
+        without_check,
+        False,
+        ("2",),
+        careless=True,
+    ),
+    Fault("gate: without that check, without a hold, and killed: v2", without_hold_first, False, ("2",), careless=True),
 )
 
 
-def run(world: World, runs: int = 20) -> list[Row]:
-    """Every fault `runs` times, and each mutant once."""
-    rows = []
-    for faults in (FAULTS, COMPLETE):
-        for fault in faults:
-            rows.append(Row(fault.name))
-            for _ in range(runs):
-                rows[-1].run(lambda fault=fault: once(world, fault))  # type: ignore[misc]
+def tasks(scale: Scale) -> Iterator[Task]:
+    for fault in (*FAULTS, *COMPLETE):
+        # Several in a row: the host can often be used as the one before has left it.
+        yield from sliced("gate", fault.name, scale(fault.runs), 5)
     for fault in MUTANTS:
-        rows.append(Row(fault.name))
-        rows[-1].run(lambda fault=fault: once(world, fault))  # type: ignore[misc]
-    return rows
+        yield Task("gate", fault.name)
+
+
+def do(world: World, task: Task) -> Done:
+    fault = next(one for one in (*FAULTS, *COMPLETE, *MUTANTS) if one.name == task.name)
+    row = Row(fault.name)
+    for _ in range(task.times):
+        row.run(lambda: once(world, fault))
+    return Done([row])
 
 
 def once(world: World, fault: Fault) -> str:
     """Make `fault` once, on the host as it is if that will do. Answers what did not hold."""
-    if not world.host.is_on() or world.version() != "1" or has_second(world) is not fault.complete:
+    if not _fits(world, fault):
         prepare(world, complete=fault.complete)
-    return wrong(fault, scenario(world, fault))
+    return wrong(fault, scenario(world, fault)) or fault.check(world)
+
+
+def _fits(world: World, fault: Fault) -> bool:
+    try:
+        return world.host.is_on() and world.version() == "1" and has_second(world) is fault.complete
+    except Failed:
+        return False  # what an earlier fault has left cannot be used any more
 
 
 def has_second(world: World) -> bool:

@@ -19,34 +19,50 @@ import hashlib, json, subprocess, sys
 from pathlib import Path
 
 root = Path("/usr/lib/bootc/storage").resolve()
-layers = json.loads((root / "overlay-layers/layers.json").read_text())
-by_diff = {layer.get("diff-digest"): layer["id"] for layer in layers}
-digests = {image.get("digest") for image in json.loads((root / "overlay-images/images.json").read_text())}
+index = json.loads((root / "overlay-layers/layers.json").read_text())
+by_id = {layer["id"]: layer for layer in index}
+images = {image.get("digest"): image for image in json.loads((root / "overlay-images/images.json").read_text())}
 wanted = json.loads(sys.stdin.read())
 wrong = []
 for digest, layers in wanted:
-    if digest not in digests:
+    if digest not in images:
         wrong.append(f"no image {digest[:19]}")
+        continue
+    # The very layers that the image stands on: there may be others with the same content.
+    chain, place = {}, images[digest].get("layer", "")
+    while place in by_id:
+        chain[by_id[place].get("diff-digest")] = place
+        place = by_id[place].get("parent", "")
     for diff, files in layers:
-        if diff not in by_diff:
-            wrong.append(f"no layer {diff[:19]}")
+        if diff not in chain:
+            wrong.append(f"no layer {diff[:19]} below {digest[:19]}")
             continue
         for path, content in files.items():
             try:
-                found = hashlib.sha256((root / "overlay" / by_diff[diff] / "diff" / path).read_bytes()).hexdigest()
+                found = hashlib.sha256((root / "overlay" / chain[diff] / "diff" / path).read_bytes()).hexdigest()
             except OSError as error:
                 found = str(error)
             if found != content:
                 wrong.append(f"{path} of layer {diff[:19]}: {found[:60]}")
-argv = ["podman", "--storage-opt=additionalimagestore=/usr/lib/bootc/storage", "images", "--format=json", "--digests"]
-ran = subprocess.run(argv, capture_output=True, text=True)
+
+def podman(*argv):
+    store = "--storage-opt=additionalimagestore=/usr/lib/bootc/storage"
+    return subprocess.run(["podman", store, *argv], capture_output=True, text=True)
+
+# Not only those that are wanted: a store that podman cannot read keeps every container from starting.
+ran = podman("images", "--format=json", "--digests")
 try:
-    seen = {image.get("Digest") for image in json.loads(ran.stdout or "null") or []}
-except ValueError:
+    seen = {image.get("Digest") for image in json.loads(ran.stdout)}
+except (ValueError, TypeError):
     seen = set()
+if ran.returncode or not seen:
+    wrong.append(f"podman cannot read the store: {ran.stderr[-300:]}")
 for digest, _layers in wanted:
     if digest not in seen:
         wrong.append(f"podman does not see {digest[:19]}: {ran.stderr[-200:]}")
+ids = [images[digest]["id"] for digest, _layers in wanted if digest in images]
+if ids and (ran := podman("image", "inspect", *ids)).returncode:
+    wrong.append(f"podman cannot inspect what is bound: {ran.stderr[-300:]}")
 print(json.dumps(wrong))
 """
 

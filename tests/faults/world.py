@@ -55,6 +55,8 @@ class World:
         self._ends = ExitStack()
         self.registry: Registry
         self.checksum = ""
+        # One for each time that a person had to help, where that is allowed (see `after.arrives`).
+        self.excuses: list[str] = []
 
     def __enter__(self) -> Self:
         with ExitStack() as ends:
@@ -82,6 +84,10 @@ class World:
     def _template(self) -> Path:
         return self.directory / "template.img"
 
+    @property
+    def _upgraded(self) -> Path:
+        return self.directory / "upgraded.img"
+
     def publish(self, version: Version) -> None:
         for binding in version.bindings:
             self.registry.push(binding.app.repository, binding.app.image, binding.tag)
@@ -93,15 +99,29 @@ class World:
         if on:
             self.registry.start()
 
-    def fresh(self, *, online: bool = True) -> None:
-        """The host as it was installed, booted into v1, with the registry running or not."""
+    def fresh(self, *, online: bool = True, second: bool = False) -> None:
+        """The host as it was installed, booted into v1, with the registry running or not.
+
+        With `second` as it is after an upgrade: booted into v2, with v1 to roll back to.
+        """
+        if second and not self._upgraded.exists():
+            self._upgrade()
         # The network ends with the host, and what runs in it must not go on in the old one.
         self.registry.stop()
         self.host.stop()
         self.host.__enter__()
-        disk.copy(self._template, self.host.disk)
+        disk.copy(self._upgraded if second else self._template, self.host.disk)
         self.online(online)
         self.host.start()
+
+    def _upgrade(self) -> None:
+        self.fresh()
+        self.stage()
+        self.wait(self.declared, "v2 is declared ready")
+        self.host.reboot()
+        self.wait(lambda: self.status()["state"] == "idle", "v2 is up")
+        self.host.power_off()
+        disk.copy(self.host.disk, self._upgraded)
 
     # What one does on the host
 
