@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make bench`: every figure that the project promises, as ratios in one run and medians; writes build/bench.json.
 
-python -m tests.bench [--repeats N] [latency bandwidth present imports service gate]
+python -m tests.bench [--repeats N] [latency bandwidth present imports service gate notice]
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tests.bench import pulls
 from tests.bench.gate import gate
 from tests.bench.imports import imports
 from tests.bench.measure import Figure, report
+from tests.bench.notice import notice
 from tests.bench.service import service
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -30,6 +31,7 @@ BENCHES = {
     "imports": imports,
     "service": service,
     "gate": gate,
+    "notice": notice,
 }
 
 
