@@ -29,6 +29,8 @@ _PLACES = (
     ("dbus/*.xml", "usr/share/dbus-1/interfaces"),
     ("dbus/*.policy", "usr/share/polkit-1/actions"),
     ("dbus/polkit/*.policy", "usr/share/polkit-1/actions"),
+    ("README.md", "usr/share/doc/lashd"),
+    ("docs/*", "usr/share/doc/lashd/docs"),
 )
 # Programs, by their directory in the checkout, with whatever directories are below it.
 _PROGRAMS = (

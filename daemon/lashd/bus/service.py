@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import lashd
 from lashd.bus.journal import notify, set_up_logging
-from lashd.words.errors import LashdError
+from lashd.words.errors import ErrorName, LashdError
 
 if TYPE_CHECKING:
     from lashd.bus.dispatch import Dispatcher
@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return asyncio.run(_run(options.settings, options.bus))
     except LashdError as error:
         log.error("%s", error.message)
+        notify(f"STATUS={' '.join(error.message.split())}")
         return error.exit_status
     except BusError as error:
         log.error("%s", error.message)
@@ -58,10 +59,18 @@ async def _run(directories: Sequence[Path] | None, address: str) -> int:
     from lashd.words.config import DIRECTORIES, load
 
     settings = load(directories or DIRECTORIES)
+    from lashd.bus.unsupported import leave_word
     from lashd.running.service import Service
     from lashd.things.host import find_host
 
-    service = Service(settings, find_host(settings))
+    try:
+        host = find_host(settings)
+    except LashdError as error:
+        if error.name is ErrorName.UNSUPPORTED_HOST:
+            leave_word(settings.paths.run, error.message)
+        raise
+    leave_word(settings.paths.run, "")
+    service = Service(settings, host)
     await service.start()
     return await serve(service, address)
 
