@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lashd.steps import discover as module
 from lashd.steps.discover import ENTRY_LIMIT, discover
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import BoundImage, Discovery, UseProblem
@@ -343,6 +344,113 @@ def test_a_hundred_images_in_no_time(deployment: Deployment) -> None:
         assert len(deployment.discover().images) == 100
         taken.append(time.process_time() - begun)
     assert min(taken) < 0.03
+
+
+def dashes(tree: Deployment) -> None:
+    name = "-".join(["a"] * 120) + ".container"
+    tree.write(f"{SHARE}/{name}", UNIT)
+    for number in range(900):
+        (tree.bound / f"u{number}.container").symlink_to(f"/{SHARE}/{name}")
+    for number in range(9800):
+        (tree.root / SHARE / f"d{number}").mkdir()
+
+
+def drop_ins(tree: Deployment) -> None:
+    tree.write(f"{SHARE}/a.container", UNIT)
+    for number in range(1000):
+        (tree.bound / f"u{number}.container").symlink_to(f"/{SHARE}/a.container")
+    (tree.root / SHARE / "container.d").mkdir()
+    for number in range(9900):
+        (tree.root / SHARE / f"container.d/{number}.conf").touch()
+
+
+def units_and_drop_ins(tree: Deployment) -> None:
+    for number in range(1000):
+        tree.bind(f"a-{number}.container")
+    (tree.root / SHARE / "container.d").mkdir()
+    for number in range(5000):
+        (tree.root / SHARE / f"container.d/{number}.conf").touch()
+
+
+def wandering_links(tree: Deployment) -> None:
+    tree.bind("a.container")
+    (tree.root / "x").mkdir()
+    for number in range(38):
+        (tree.root / f"l{number}").symlink_to("/x/" + "../x/" * 800 + f"../l{number + 1}")
+    (tree.root / "l38").mkdir()
+    for number in range(5000):
+        (tree.root / SHARE / f"d{number}").symlink_to("/l0")
+
+
+def arguments(tree: Deployment) -> None:
+    for number in range(300):
+        tree.bind(f"a-{number}.container", f"{UNIT}PodmanArgs={'a ' * 8000}\n")
+
+
+def sections(tree: Deployment) -> None:
+    tree.bind("a.container", UNIT + "".join(f"[{number:x}]\n" for number in range(100_000)))
+    for number in range(5000):
+        tree.write(f"{SHARE}/container.d/{number}.conf", "[Container]\nA=\n")
+
+
+def names(tree: Deployment) -> None:
+    tree.bind("a.container", UNIT.replace("agent:v1", "%A" * 2000))
+    tree.write("usr/lib/os-release", f"IMAGE_VERSION={'a' * 500_000}\n")
+
+
+def aliases(tree: Deployment) -> None:
+    tree.bind("a.container", UNIT.replace("quay.io/edge/agent", "short"))
+    for number in range(30):
+        table = "".join(f'a{number}-{alias}="q.io/a"\n' for alias in range(12_000))
+        tree.write(f"usr/share/containers/registries.conf.d/{number}.conf", f"[aliases]\n{table}")
+
+
+@pytest.mark.parametrize(
+    "make", [dashes, drop_ins, units_and_drop_ins, wandering_links, arguments, sections, names, aliases]
+)
+def test_no_root_takes_long(deployment: Deployment, make: Callable[[Deployment], None]) -> None:
+    """Each of them took minutes, or gigabytes. A root is read at shutdown as well, where there is little time."""
+    make(deployment)
+    begun = time.process_time()
+    found = deployment.discover()
+    assert time.process_time() - begun < 2.5  # well below one second on a machine that is not busy
+    assert found.bad or len(found.images) in (1, 900, 1000)
+
+
+def test_a_thousand_ordinary_units_are_not_too_much(deployment: Deployment) -> None:
+    for number in range(500):
+        text = f"{UNIT}PodmanArgs=--log-level=info\n" + "# Fifty characters of explanation in each of the lines\n" * 20
+        deployment.bind(f"app-{number}.container", text)
+        deployment.bind(f"app-{number}.image", "[Image]\nImage=quay.io/a/b:v1\n")
+        deployment.write(f"{SHARE}/app-{number}.container.d/1.conf", "[Container]\nPull=never\n")
+    for number in range(10):
+        deployment.write(f"{SHARE}/container.d/{number}.conf", "[Container]\nLabel=a=b\n")
+    found = deployment.discover()
+    assert (len(found.images), found.bad) == (1000, ())
+
+
+@pytest.mark.parametrize("text", ["x=" + "9" * 5000, "x=" + "[" * 1500])
+def test_a_damaged_storage_conf_names_no_store(deployment: Deployment, text: str) -> None:
+    deployment.bind("a.container", IMAGE)
+    deployment.write("usr/etc/containers/storage.conf", text)
+    assert deployment.only().use_problems == (UseProblem.STORE_NOT_NAMED,)
+
+
+def test_what_nobody_foresaw_is_a_bad_entry(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(root: object) -> bool:
+        raise KeyError("unfore\x1bseen")
+
+    deployment.bind("a.container")
+    monkeypatch.setattr(module, "read_names_store", broken)
+    with caplog.at_level("DEBUG"):
+        (entry,) = deployment.discover().bad
+    assert entry.unit == "bound-images.d"
+    assert "unfore\\x1bseen" in entry.problem.replace("\\\\", "\\")
+    assert "KeyError" in entry.problem
+    assert "\x1b" not in entry.problem
+    assert "Traceback" in caplog.text
 
 
 class Local:

@@ -156,7 +156,7 @@ def test_too_deep(trees: Trees, root: MergedRoot) -> None:
     (trees.old / "etc" / deep).mkdir(parents=True)
     (trees.old / "usr/etc" / deep).mkdir(parents=True)
     (trees.old / "etc" / deep / "f").write_text("x")
-    with pytest.raises(Unmergeable, match="too many"):
+    with pytest.raises(Unmergeable, match="more than 64 directories"):
         root.read_text("etc/d")
 
 
@@ -167,3 +167,13 @@ def test_what_is_not_there_is_an_error(trees: Trees, missing: str) -> None:
     with pytest.raises(OSError, match="No such file"):
         open_root(trees.new, trees.old)
     assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_what_is_compared_is_bounded(trees: Trees, root: MergedRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(4):
+        trees.write(f"d/{number}", before="x" * 100_000, now="x" * 100_000, new="2")
+    monkeypatch.setattr(etcmerge, "COMPARED_LIMIT", 300_000)
+    assert [root.read_text(f"etc/d/{number}") for number in (0, 1, 2, 0, 1, 2)] == ["2"] * 6
+    with pytest.raises(Unmergeable, match="MiB to be compared") as caught:
+        root.read_text("etc/d/3")
+    assert "'/etc/d/3'" in str(caught.value)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +60,9 @@ def test_what_is_demanded(policy: dict[str, Any], image: str, says: str | None, 
 def test_no_policy_is_no_permission(tmp_path: Path) -> None:
     with pytest.raises(LashdError, match="cannot be read"):
         require_no_signature(tmp_path / "none.json", IMAGE)
+
+
+def test_a_policy_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "policy.json")
+    with pytest.raises(LashdError, match="cannot be read"):
+        require_no_signature(tmp_path / "policy.json", IMAGE)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -57,3 +58,9 @@ def test_a_stray_pull_shadows_the_bound_image(tmp_path: Path, registry: Registry
     assert not primary.shadows(parse_reference("quay.io/edge/agent"), "")
     (graph / "overlay-images/images.json").write_text("{")
     assert not primary.shadows(reference, "")
+
+
+def test_a_storage_conf_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "etc/containers").mkdir(parents=True)
+    os.mkfifo(tmp_path / "etc/containers/storage.conf")
+    assert graph_root(tmp_path) == "/var/lib/containers/storage"

@@ -139,3 +139,25 @@ def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quadlet, "_ENTRY_LIMIT", 3)
     with Root(tmp_path) as root:
         assert "more than 3 entries" in Quadlets(root).problem
+
+
+def test_drop_ins_of_one_directory_go_before_those_of_the_next(tmp_path: Path) -> None:
+    base = "usr/share/containers/systemd"
+    write(tmp_path, {f"{base}/a-b.container": UNIT.format("q.io/a")})
+    for place in ("a-.container.d", "container.d", "one/a-b.container.d", "two/a-b.container.d"):
+        write(tmp_path, {f"{base}/{place}/1.conf": f"[Container]\nPull={place}\n"})
+    # Of one name the first counts: by directory, and in that by how much it is about just this unit.
+    for place in ("a-.container.d", "container.d", "one/a-b.container.d", "two/a-b.container.d"):
+        with Root(tmp_path) as root:
+            assert Quadlets(root).unit("a-b.container").value("Pull") == place
+        (tmp_path / base / place / "1.conf").unlink()
+
+
+def test_a_unit_is_made_once(tmp_path: Path) -> None:
+    write(tmp_path, {"usr/share/containers/systemd/a.container": UNIT.format("q.io/a")})
+    with Root(tmp_path) as root:
+        quadlets = Quadlets(root)
+        assert quadlets.unit("a.container") is quadlets.unit("a.container")
+        for _ in range(2):
+            with pytest.raises(Unusable, match=r"no unit 'b\.container'"):
+                quadlets.unit("b.container")

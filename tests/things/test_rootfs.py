@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lashd.things.rootfs import FILE_LIMIT, Entry, Root, Unreadable
+from lashd.things import rootfs
+from lashd.things.rootfs import FILE_LIMIT, Entry, Root, TooMuch, Unreadable
 
 
 @pytest.fixture
@@ -174,3 +175,22 @@ def test_var_is_that_of_the_stateroot(tmp_path: Path) -> None:
         for path in ("var/shadowed", "var/out"):
             with pytest.raises(Unreadable, match="does not exist"):
                 root.read_text(path)
+
+
+def test_what_is_spent_on_one_root_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_text("a" * 1000)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "l").symlink_to("/d" + "/../d" * 500)
+    for work in (
+        lambda root: root.read_text("a"),
+        lambda root: root.read_text("a", price=10),
+        lambda root: list(root.list("/")),
+        lambda root: root.real_path("l"),
+        lambda root: root.spend(100),
+    ):
+        monkeypatch.setattr(rootfs, "BUDGET", 30_000)
+        with Root(tmp_path) as root:
+            for _ in range(2):
+                work(root)
+        with Root(tmp_path) as root, pytest.raises(TooMuch):
+            [work(root) for _ in range(8_000)]

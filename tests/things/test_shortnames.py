@@ -85,3 +85,12 @@ def test_hostile_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "etc/containers/registries.conf")
     with Root(tmp_path) as root, pytest.raises(LashdError, match=r"registries\.conf' is a FIFO"):
         ShortNames(root)("x")
+
+
+@pytest.mark.parametrize("text", ["x=" + "9" * 5000, "x=" + "[" * 1500, "x=" + "[" * 50_000])
+def test_what_the_parser_gives_up_on(tmp_path: Path, text: str) -> None:
+    write(tmp_path, {"etc/containers/registries.conf": text})
+    with Root(tmp_path) as root, pytest.raises(LashdError) as caught:
+        ShortNames(root)("x")
+    assert caught.value.name is ErrorName.BOUND_IMAGE_INVALID
+    assert "/etc/containers/registries.conf" in caught.value.message

@@ -84,3 +84,10 @@ def test_many_percent_signs() -> None:
     begun = time.process_time()
     assert len(expand("%" * 1_000_000, Meanings("x"))) == 500_000
     assert time.process_time() - begun < 5
+
+
+def test_a_long_meaning_is_not_repeated_without_end() -> None:
+    meanings = Meanings("x", {"IMAGE_VERSION": "a" * 60_000})
+    assert len(expand("%A", meanings)) == 60_000
+    with pytest.raises(Unresolvable, match="becomes too long"):
+        expand("%A" * 2000, meanings)

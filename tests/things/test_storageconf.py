@@ -18,6 +18,9 @@ STORE = "/usr/lib/bootc/storage"
         ("storage = 3", StorageConf(valid=False)),
         ("[storage", StorageConf(valid=False)),
         ("a=" + "[" * 5000, StorageConf(valid=False)),
+        ("a=" + "[" * 1500, StorageConf(valid=False)),
+        ("x=\n" * 3 + "9" * 5000, StorageConf(valid=False)),
+        ("x=" + "9" * 5000, StorageConf(valid=False)),
         ('[storage.options]\nadditionalimagestores = ["/x", 3, "y"]', StorageConf(additional=("/x",))),
     ],
 )

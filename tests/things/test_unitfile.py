@@ -62,7 +62,7 @@ def test_lists_and_flags() -> None:
     assert [file.flag("S", key) for key in "BCD"] == [True, False, None]
     assert file.last("S", "A") == "6"
     assert file.last("T", "A") is None
-    merged = file.with_drop_in(parse("[S]\nA=\nA=7\n[T]\nB=c\n"))
+    merged = file.with_drop_ins([parse("[S]\nA=\nA=7\n"), parse("[T]\nB=c\n")])
     assert merged.every("S", "A") == ["7"]
     assert merged.last("T", "B") == "c"
     assert file.last("T", "B") is None

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,32 @@ def test_sync_filesystem(tmp_path: Path) -> None:
     files.sync_filesystem(tmp_path)
     with pytest.raises(FileNotFoundError):
         files.sync_filesystem(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("read", [files.read_small, lambda path, limit: files.read_regular(path, limit)[0]])
+def test_only_regular_files_of_a_sane_size_are_read(tmp_path: Path, read: Callable[[Path, int], bytes]) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    assert read(path, 5) == b"12345"
+    os.mkfifo(tmp_path / "fifo")
+    for odd, limit in ((path, 4), (tmp_path / "fifo", 5), (tmp_path, 5), (Path("/dev/null"), 5)):
+        with pytest.raises(ValueError, match="no regular file"):
+            read(odd, limit)
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "none", 5)
+
+
+def test_links_are_followed_where_that_is_wanted(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"1")
+    (tmp_path / "link").symlink_to("file")
+    content, status = files.read_regular(tmp_path / "link", 5)
+    assert (content, status.st_ino) == (b"1", (tmp_path / "file").stat().st_ino)
+    directory = os.open(tmp_path, os.O_RDONLY)
+    try:
+        assert files.read_regular("file", 5, directory=directory)[0] == b"1"
+        with pytest.raises(OSError, match="symbolic links"):
+            files.read_regular("link", 5, flags=os.O_NOFOLLOW, directory=directory)
+    finally:
+        os.close(directory)
+    with pytest.raises(OSError, match="symbolic links"):
+        files.read_small(tmp_path / "link", 5)

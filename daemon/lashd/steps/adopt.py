@@ -71,7 +71,7 @@ def own_digest(image: StoredImage, store: Store) -> tuple[str, str | None]:
     try:
         fetched = json.loads(store.big_data(image, f"manifest-{image.digest}") or b"{}")
         listed = [str(entry["digest"]) for entry in fetched.get("manifests", ())]
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         listed = []
     own = next((digest for digest in listed if digest in image.digests), None)
     return (own, image.digest) if own else (image.digest, None)

@@ -11,13 +11,14 @@ import errno
 import heapq
 import posixpath
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from lashd.things.etcmerge import Unmergeable
 from lashd.things.mergedroot import open_root
 from lashd.things.quadlet import SECTIONS, Damage, Quadlets, Unit, Unusable, extension, image_unit_of, is_unit_name
 from lashd.things.quadletuse import pull_options, read_names_store, use_problems
-from lashd.things.rootfs import Entry, Root, Unreadable
+from lashd.things.rootfs import Entry, Root, TooMuch, Unreadable
 from lashd.things.shortnames import ShortNames
 from lashd.things.specifiers import Meanings, Unresolvable, expand, parse_os_release
 from lashd.words.errors import ErrorName, LashdError
@@ -27,6 +28,8 @@ from lashd.words.reference import Reference, parse_reference
 DIRECTORY = "usr/lib/bootc/bound-images.d"
 ENTRY_LIMIT = 1000
 _TEXT_LIMIT = 4096
+_TOLD = 300  # characters of a message that is not ours
+_PRICE = 2  # of a character of os-release (Root.spend)
 
 
 def discover(root: Path, merges: Path | None = None) -> Discovery:
@@ -48,7 +51,23 @@ def discover(root: Path, merges: Path | None = None) -> Discovery:
             return _Discoverer(opened).discover()
         except Unmergeable as error:
             problem = f"{error}, so what it binds is unknown. Take them back, or adapt them to it."
-            return Discovery(bad=(BadEntry(posixpath.basename(DIRECTORY), problem),))
+        except TooMuch:
+            problem = (
+                "What says in this root which images it binds (bound-images.d, Quadlet's directories and what they "
+                "lead to) is too much to be read in good time, so what it binds is unknown. Take most of it away."
+            )
+        except Exception as error:
+            # Somebody else made what is read here. Whatever they come up with, the other deployments and whoever
+            # looks at them go on, and this one is not let through.
+            import logging  # nothing else here needs it
+
+            logging.getLogger(__name__).debug("The root %s could not be read", root, exc_info=True)
+            problem = (
+                "What this root binds is unknown, because a file in it is one that lashd does not understand: "
+                f"{_printable(str(error))[:_TOLD] or 'it does not say why'} ({type(error).__name__}). Report this as "
+                "a mistake of lashd's, and mend that file."
+            )
+        return Discovery(bad=(BadEntry(posixpath.basename(DIRECTORY), problem),))
 
 
 class _Discoverer:
@@ -57,6 +76,7 @@ class _Discoverer:
         self._short_names = ShortNames(root)
         self._images: list[BoundImage] = []
         self._bad: list[BadEntry] = []
+        self._described: dict[tuple[str, str], BoundImage | Exception] = {}  # by name and path of the unit
         self._damage: dict[str, tuple[Damage, str]] = {}  # by file name; with the first unit that it keeps from running
 
     def discover(self) -> Discovery:
@@ -102,7 +122,20 @@ class _Discoverer:
         return True
 
     def _bind(self, entry: Entry) -> BoundImage:
+        """The image that `entry` names: each unit is looked at once, however many links lead to it."""
         unit = self._unit_of(entry)
+        known = self._described.get((unit.name, unit.path))
+        if known is None:
+            try:
+                known = self._describe(unit)
+            except (Unusable, Unreadable, Unresolvable, LashdError) as error:
+                known = error
+            self._described[unit.name, unit.path] = known
+        if isinstance(known, Exception):
+            raise known.with_traceback(None)
+        return replace(known, unit=entry.name)
+
+    def _describe(self, unit: Unit) -> BoundImage:
         image_unit = image_unit_of(unit, self._quadlets)
         for needed in (unit, image_unit):
             damage = self._quadlets.damage(needed) if needed is not None else None
@@ -111,7 +144,7 @@ class _Discoverer:
         source = image_unit or unit
         references = self._references(unit, image_unit)
         return BoundImage(
-            unit=entry.name,
+            unit=unit.name,
             text=source.value("Image"),
             reference=references[0],
             pull=pull_options(source, self._expander(source)),
@@ -187,7 +220,7 @@ class _Discoverer:
     def _read_os_release(self) -> dict[str, str]:
         for path in ("etc/os-release", "usr/lib/os-release"):
             try:
-                return parse_os_release(self._root.read_text(path))
+                return parse_os_release(self._root.read_text(path, price=_PRICE))
             except Unreadable:
                 continue
         return {}

@@ -148,7 +148,7 @@ def _described(digest: str, image: StoredImage, store: Store) -> bool:
         return False
     try:
         wanted = str(json.loads(manifest)["config"]["digest"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return True  # a kind of manifest without a configuration
     config = store.big_data(image, wanted)
     return config is not None and _digest_as(wanted, config) == wanted

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from lashd.words import files
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import PullOptions
 from lashd.words.reference import Reference
 
 HOST_FILES = ("run/ostree/auth.json", "etc/ostree/auth.json", "usr/lib/ostree/auth.json")
+
+_LIMIT = 16 * 1024 * 1024  # bytes
 
 # All the names of one registry.
 _DOCKER_HUB = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
@@ -70,8 +73,8 @@ def on_running_system(settings: Settings, path: str) -> Path:
 def _covers(path: Path, reference: Reference) -> bool:
     """Whether the credentials file has an entry for the repository, a namespace above it, or its registry."""
     try:
-        content = _AuthFile.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        content = _AuthFile.model_validate_json(files.read_regular(path, _LIMIT)[0])
+    except (OSError, ValueError) as error:
         raise LashdError(
             ErrorName.AUTHENTICATION_FAILED,
             f"The credentials file {path} cannot be read; mend or remove it (it is JSON, as 'podman login' writes it).",

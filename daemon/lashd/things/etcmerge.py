@@ -20,6 +20,8 @@ from lashd.things.rootfs import FILE_LIMIT, Entry, openat2
 # So many names are looked at for one view, and so deep: far more than what a host says of its containers.
 NAME_LIMIT = 20_000
 DEPTH_LIMIT = 64
+# So many bytes of each side are compared for one view: a tenth of a second.
+COMPARED_LIMIT = 64 * 1024 * 1024
 _BLOCK = 64 * 1024
 
 
@@ -101,6 +103,7 @@ class EtcMerge:
             raise
         self._nodes: dict[str, Node | None] = {}
         self._looked_at = 0
+        self._compared = 0
         self.top = Node("", stat.S_IFDIR, local=True, new=True, original=True)
 
     def close(self) -> None:
@@ -126,8 +129,10 @@ class EtcMerge:
         path = f"{parent.path}/{name}" if parent.path else name
         if path not in self._nodes:
             self._looked_at += 1
-            if self._looked_at > NAME_LIMIT or path.count("/") > DEPTH_LIMIT:
+            if self._looked_at > NAME_LIMIT:
                 raise Unmergeable(path, "there are too many files")
+            if path.count("/") > DEPTH_LIMIT:
+                raise Unmergeable(path, f"it lies in more than {DEPTH_LIMIT} directories")
             try:
                 self._nodes[path] = self._merge(parent, path)
             except OSError as error:
@@ -232,6 +237,9 @@ class EtcMerge:
                 if not one:
                     return True
                 size += len(one)
+                self._compared += len(one)
+                if self._compared > COMPARED_LIMIT:
+                    raise Unmergeable(path, f"there are more than {COMPARED_LIMIT >> 20} MiB to be compared")
             return False
         finally:
             for file in files:

@@ -61,14 +61,14 @@ async def blockers(busctl: str = "busctl") -> tuple[Inhibitor, ...]:
 
 def parse(answer: bytes) -> tuple[Inhibitor, ...]:
     """The blocking ones of what busctl prints for ListInhibitors, `a(ssssuu)`. Raises ValueError."""
-    document = json.loads(answer)
     try:
+        document = json.loads(answer)
         [rows] = document["data"]
         found = []
         for what, who, why, mode, uid, _pid in rows:
             if "shutdown" in what.split(":") and mode in BLOCKING:
                 found.append(Inhibitor(one_line(who), one_line(why), int(uid)))
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError("its answer is not a list of inhibitors") from error
     return tuple(found)
 
@@ -108,7 +108,7 @@ async def _is_there(busctl: str) -> bool:
     try:
         answer = await _call(busctl, bus, "/org/freedesktop/DBus", bus, "NameHasOwner", "s", NAME)
         return answer.status == 0 and json.loads(answer.stdout)["data"] == [True]
-    except (LashdError, ValueError, TypeError, KeyError):
+    except (LashdError, ValueError, TypeError, KeyError, RecursionError):
         return False
 
 

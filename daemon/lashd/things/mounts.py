@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from lashd.words import files
 from lashd.words.errors import ErrorName, LashdError
 
 # The process has ended, or is just ending.
@@ -26,6 +27,7 @@ _LAYER = re.compile(r"(?:^|(?P<overlay>.*)/)(?P<id>[0-9a-f]{64})(?:/|$)")
 _BOUND = re.compile(r"/overlay/([0-9a-f]{64})/diff(?:/|$)")
 # A descriptor or a directory of whoever mounted it.
 _PRIVATE = re.compile(r"(?:/proc/(?:self|[0-9]+)/fd/|/dev/fd/)?[0-9]+|(?:\.\.?|diff)(?:/.*)?")
+_LOWER_LIMIT = 64 * 1024  # bytes
 _T = TypeVar("_T")
 _KEYS = ("lowerdir", "lowerdir+", "datadir+", "upperdir")
 
@@ -117,11 +119,12 @@ def _needed(mount: Mount, store: _Overlay) -> set[str]:
     upper = next((value for key, value in mount.options if key == "upperdir"), "")
     try:
         # What the store in which the container lives has written down for just this.
-        lowers = (Path(upper).parent / "lower").read_text("ascii").strip() if upper else ""
+        lower = files.read_regular(Path(upper).parent / "lower", _LOWER_LIMIT)[0] if upper else b""
+        lowers = lower.decode("ascii").strip()
         return (
             {layer for path in lowers.split(":") if path for layer in store.layers_at(path)} if lowers else _all(mount)
         )
-    except (OSError, UnicodeDecodeError, _Untold):
+    except (OSError, ValueError, _Untold):
         return _all(mount)
 
 

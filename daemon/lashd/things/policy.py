@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from lashd.words import files
 from lashd.words.errors import ErrorName, LashdError
+
+_LIMIT = 16 * 1024 * 1024  # bytes
 
 
 class _Requirement(BaseModel):
@@ -30,8 +33,8 @@ class _Policy(BaseModel):
 def require_no_signature(path: Path, image: str) -> None:
     """Return if the policy at `path` accepts `image` (TRANSPORT:NAME) as it is. Raises SignatureRejected."""
     try:
-        policy = _Policy.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        policy = _Policy.model_validate_json(files.read_regular(path, _LIMIT)[0])
+    except (OSError, ValueError) as error:
         raise LashdError(
             ErrorName.SIGNATURE_REJECTED,
             f"{image} is not fetched, because the signature policy {path} cannot be read; mend it.",

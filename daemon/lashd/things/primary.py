@@ -7,8 +7,11 @@ from pathlib import Path
 
 from lashd.things.storageconf import CONFIGURATIONS, GRAPH_ROOT, parse_storage
 from lashd.things.store import Store
+from lashd.words import files
 from lashd.words.errors import LashdError
 from lashd.words.reference import Reference
+
+_LIMIT = 1024 * 1024  # bytes of a storage.conf
 
 
 class PrimaryStore:
@@ -35,9 +38,9 @@ def graph_root(root: Path) -> str:
     """Where storage.conf of the system below `root` puts images: an absolute path on that system."""
     for name in CONFIGURATIONS:
         try:
-            return parse_storage((root / name).read_text(encoding="utf-8")).graph_root
+            return parse_storage(files.read_regular(root / name, _LIMIT)[0].decode()).graph_root
         except FileNotFoundError:
             continue
-        except (OSError, UnicodeDecodeError):
+        except (OSError, ValueError):
             break
     return GRAPH_ROOT

@@ -11,7 +11,7 @@ import contextlib
 import posixpath
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lashd.things.rootfs import Entry, Root, Unreadable
 from lashd.things.unitfile import NotAUnitFile, UnitFile, parse
@@ -28,9 +28,16 @@ _KINDS = frozenset([".build", ".container", ".image", ".kube", ".network", ".pod
 
 # Far above what a host image has, and low enough to be read in seconds when someone made it to waste time.
 _ENTRY_LIMIT = 10_000  # names looked at in Quadlet's directories
-_SIZE_LIMIT = 16 * 1024 * 1024  # characters of unit files and drop-ins, counted for each unit that uses them
+_SIZE_LIMIT = 4 * 1024 * 1024  # characters of unit files and drop-ins, counted for each unit that uses them
 
 _TOO_MUCH = f"the unit files of this root have more than {_SIZE_LIMIT} characters together"
+
+# What is worked on most (Root.spend): lines that are parsed, drop-ins that are looked for and merged, and what is
+# split into words, which is done several times.
+_LINE_COST = 3
+_DROP_IN_COST = 12
+_ARGUMENT_COST = 6
+_ARGUMENTS = ("PodmanArgs", "GlobalArgs", "Label")
 
 _UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\@-]+", re.ASCII)
 
@@ -78,7 +85,6 @@ class Damage:
 
 @dataclass(slots=True)
 class _Directory:
-    drop_ins: dict[str, str] = field(default_factory=dict)  # name of a directory of drop-ins to its path
     damage: Damage | None = None
 
 
@@ -94,12 +100,15 @@ class Quadlets:
 
     def __init__(self, root: Root) -> None:
         self._root = root
-        self._directories: list[_Directory] = []
+        self._units: dict[str, Unit | str] = {}  # by name; what makes it unusable
         self._loaded: dict[str, _Loaded] = {}
         self._refused: dict[str, str] = {}  # name of a unit to what is wrong with its file
         self._masked: set[str] = set()
         self._names_by_place: dict[str, str] = {}
-        self._drop_ins: dict[str, UnitFile | Unreadable | NotAUnitFile] = {}
+        self._files: dict[str, UnitFile | Unreadable | NotAUnitFile] = {}
+        # Name of a directory of drop-ins to all so called: when the directory around it was read, and its path.
+        self._drop_ins: dict[str, list[tuple[int, str]]] = {}
+        self._directories = 0
         self._listed: dict[str, list[str]] = {}
         self._entries = 0
         self._size = 0
@@ -113,17 +122,29 @@ class Quadlets:
         return name in self._loaded or name in self._refused
 
     def unit(self, name: str) -> Unit:
-        """The unit that the generator reads under `name`. Raises Unusable, also when there is none.
+        """The unit that the generator reads under `name`: always the same object. Raises Unusable, also for none.
 
         The unit may still be left out because of `damage`: its image is known all the same.
         """
+        known = self._units.get(name)
+        if known is None:
+            try:
+                known = self._unit(name)
+            except Unusable as error:
+                known = str(error)
+            self._units[name] = known
+        if isinstance(known, str):
+            raise Unusable(known)
+        return known
+
+    def _unit(self, name: str) -> Unit:
         if not is_unit_name(name):
             raise Unusable(f"systemd accepts no unit of the name {name!r}")
         loaded = self._loaded.get(name)
         if loaded is None:
             nowhere = f"no unit '{name}' is in Quadlet's directories (/{DISTRIBUTION_DIRECTORY})"
             raise Unusable(self._refused.get(name) or nowhere)
-        return Unit(name, loaded.path, self._with_drop_ins(name, loaded.file))
+        return self._made(Unit(name, loaded.path, self._with_drop_ins(name, loaded.file)))
 
     def damage(self, unit: Unit) -> Damage | None:
         """What keeps the generator from loading `unit` although nothing is wrong with it."""
@@ -133,7 +154,7 @@ class Quadlets:
     def loose(self, name: str, path: str) -> Unit:
         """The file `path` as a unit called `name` although Quadlet does not load it: no drop-ins. Raises Unusable."""
         try:
-            return Unit(name, path, self._read(path))
+            return self._made(Unit(name, path, self._file(path)))
         except (Unreadable, NotAUnitFile) as error:
             raise Unusable(f"'/{path}' {error}") from error
 
@@ -173,7 +194,7 @@ class Quadlets:
 
     def _take_in(self, place: str) -> list[str]:
         directory = _Directory()
-        self._directories.append(directory)
+        self._directories += 1
         below: list[str] = []
         entries = []
         for entry in self._root.list(place):
@@ -185,7 +206,7 @@ class Quadlets:
         for entry in sorted(entries, key=lambda entry: _as_bytes(entry.name)):
             inside = f"{place}/{entry.name}"
             if entry.name.endswith(".d"):
-                directory.drop_ins[entry.name] = inside
+                self._drop_ins.setdefault(entry.name, []).append((self._directories, inside))
             elif extension(entry.name) in _KINDS:
                 self._load(directory, entry, inside)
             if entry.directory or entry.link:
@@ -208,16 +229,15 @@ class Quadlets:
 
     def _with_drop_ins(self, name: str, file: UnitFile) -> UnitFile:
         chosen: dict[str, str] = {}
-        names = list(drop_in_directories(name))
-        for directory in self._directories:
-            for drop_in in names:
-                place = directory.drop_ins.get(drop_in)
-                if place is not None:
-                    for entry in self._list(place):
-                        chosen.setdefault(entry, f"{place}/{entry}")
+        for place in self._places(name):
+            entries = self._list(place)
+            self._root.spend(_DROP_IN_COST * (1 + len(entries)))
+            for entry in entries:
+                chosen.setdefault(entry, f"{place}/{entry}")
+        drop_ins: list[UnitFile] = []
         for entry in sorted(chosen, key=_as_bytes):
             try:
-                drop_in_file = self._drop_in(chosen[entry])
+                drop_in_file = self._file(chosen[entry])
             except NotAUnitFile:
                 continue  # the generator complains, and renders the unit without it
             except Unreadable as error:
@@ -226,8 +246,24 @@ class Quadlets:
                 continue
             if not self._may_take(drop_in_file.size):
                 raise Unusable(_TOO_MUCH)
-            file = file.with_drop_in(drop_in_file)
-        return file
+            self._root.spend(drop_in_file.size // 16)
+            drop_ins.append(drop_in_file)
+        return file.with_drop_ins(drop_ins)
+
+    def _places(self, name: str) -> list[str]:
+        """Directories with drop-ins for the unit `name`: those beside one another together, the most specific first."""
+        found = [
+            (directory, number, place)
+            for number, drop_in in enumerate(drop_in_directories(name))
+            for directory, place in self._drop_ins.get(drop_in, ())
+        ]
+        return [place for _, _, place in sorted(found)]
+
+    def _made(self, unit: Unit) -> Unit:
+        """`unit`, when it can be worked on."""
+        assignments = unit.file.sections.get(unit.section, {})
+        self._root.spend(_ARGUMENT_COST * sum(len(text) for key in _ARGUMENTS for text in assignments.get(key, ())))
+        return unit
 
     def _list(self, place: str) -> list[str]:
         if place not in self._listed:
@@ -241,17 +277,17 @@ class Quadlets:
             self._listed[place] = names
         return self._listed[place]
 
-    def _drop_in(self, path: str) -> UnitFile:
+    def _file(self, path: str) -> UnitFile:
         """Each is read once, however many units share it. Raises Unreadable, NotAUnitFile."""
-        known = self._drop_ins.get(path)
+        known = self._files.get(path)
         if known is None:
             try:
                 known = self._read(path)
             except (Unreadable, NotAUnitFile) as error:
                 known = error
-            self._drop_ins[path] = known
+            self._files[path] = known
         if isinstance(known, Exception):
-            raise known
+            raise known.with_traceback(None)
         return known
 
     def _read(self, path: str) -> UnitFile:
@@ -259,6 +295,7 @@ class Quadlets:
         text = self._root.read_text(path)
         if not self._may_take(len(text)):
             raise Unreadable(f"was not read: {_TOO_MUCH}")
+        self._root.spend(_LINE_COST * text.count("\n") + len(text) // 8)
         return parse(text)
 
     def _may_take(self, size: int) -> bool:

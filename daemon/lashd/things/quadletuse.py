@@ -32,6 +32,7 @@ _ARCHITECTURES = {
     "ppc64-le": ("ppc64le", ""),
 }
 _TRUE = ("1", "t", "true")
+_PRICE = 6  # of a character of TOML (Root.spend)
 
 # Replaces specifiers in a value; raises what the caller wants raised.
 Expand = Callable[[str], str]
@@ -135,7 +136,7 @@ def read_names_store(root: Root) -> bool:
     """Whether the storage.conf of `root` names the bound image store as an additional one."""
     for path in CONFIGURATIONS:
         try:
-            return parse_storage(root.read_text(path)).names_bound_store
+            return parse_storage(root.read_text(path, price=_PRICE)).names_bound_store
         except Unreadable as error:
             if not error.absent:
                 return False

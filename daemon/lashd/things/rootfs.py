@@ -22,6 +22,9 @@ from typing import Self
 
 FILE_LIMIT = 1024 * 1024  # bytes; no unit or configuration file comes near
 LINK_LIMIT = 40  # as the kernel's own
+# What may be spent on one root, in units of about a quarter of a microsecond. A root with a thousand bound units needs
+# less than half of it; one that was made to waste time is given up in less than a second.
+BUDGET = 3_000_000
 
 _SYS_OPENAT2 = 437  # the same number on every architecture that matters here
 _RESOLVE_NO_MAGICLINKS = 0x02
@@ -68,6 +71,10 @@ class Unreadable(Exception):
         return self.number in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR)
 
 
+class TooMuch(Exception):
+    """The files of this root take too much work to be read in good time; nothing is told of what depends on them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One name in a directory. `link` and `directory` are of the entry itself; a link is not followed."""
@@ -84,6 +91,8 @@ class Root:
     `etc`, `usr/etc` stands for it, also in the middle of a chain of links. Where something is, only that counts: what
     somebody removed there is gone. What is staged is another matter: lashd.things.mergedroot. `/var` is that of the
     stateroot, where the root is a deployment in a sysroot.
+
+    Whatever reads may raise TooMuch: a root is read at shutdown as well, and must not take that up.
     """
 
     def __init__(self, path: Path) -> None:
@@ -92,6 +101,7 @@ class Root:
         self._var = _var_of(path)
         self._etc_is_used: bool | None = None
         self._links: dict[str, str | None] = {}
+        self._left = BUDGET
 
     def __enter__(self) -> Self:
         return self
@@ -104,6 +114,12 @@ class Root:
             if descriptor >= 0:
                 os.close(descriptor)
         self._fd = self._var = -1
+
+    def spend(self, cost: int) -> None:
+        """Take `cost` from what may be spent on this root; for whoever works on what was read. Raises TooMuch."""
+        self._left -= cost
+        if self._left < 0:
+            raise TooMuch
 
     def read(self, path: str, limit: int = FILE_LIMIT) -> bytes:
         """The content of a regular file of at most `limit` bytes. Raises Unreadable."""
@@ -127,9 +143,13 @@ class Root:
         finally:
             os.close(file)
 
-    def read_text(self, path: str, limit: int = FILE_LIMIT) -> str:
-        """The content of a regular text file: UTF-8, without a NUL. Raises Unreadable."""
+    def read_text(self, path: str, limit: int = FILE_LIMIT, *, price: int = 0) -> str:
+        """The content of a regular text file: UTF-8, without a NUL. Raises Unreadable.
+
+        `price` is what each byte costs whoever works on it (`spend`).
+        """
         content = self.read(path, limit)
+        self.spend(len(content) // 32 + price * len(content))
         if b"\0" in content:
             raise Unreadable("contains a NUL byte")
         try:
@@ -160,6 +180,7 @@ class Root:
         try:
             with os.scandir(directory) as entries:
                 for entry in entries:
+                    self.spend(4)
                     yield Entry(entry.name, entry.is_symlink(), entry.is_dir(follow_symlinks=False))
         except OSError as error:
             raise unreadable(error) from error
@@ -195,6 +216,7 @@ class Root:
         links = 0
         while to_do:
             part = to_do.popleft()
+            self.spend(2 + len(done) // 4)
             if part == "..":
                 del done[-1:]
                 continue

@@ -7,12 +7,13 @@ and what a deployment is bound to must not.
 
 from __future__ import annotations
 
-import tomllib
-
 from lashd.things.rootfs import Root, Unreadable
+from lashd.things.toml import parse_toml
 from lashd.words.errors import ErrorName, LashdError
 
 _PLACES = ("usr/share/containers", "etc/containers")  # the later one weighs more
+
+_PRICE = 6  # of a character of TOML (Root.spend)
 
 
 class ShortNames:
@@ -29,7 +30,7 @@ class ShortNames:
             self._aliases = {}
             for path in self._files():
                 try:
-                    self._aliases |= parse_aliases(self._root.read_text(path))
+                    self._aliases |= parse_aliases(self._root.read_text(path, price=_PRICE))
                 except Unreadable as error:
                     if not error.absent:
                         self._problem = self._problem or f"'/{path}' {error.why}"
@@ -67,12 +68,7 @@ class ShortNames:
 
 def parse_aliases(text: str) -> dict[str, str]:
     """The aliases that the registries.conf `text` makes. Raises ValueError, whose message follows the file's name."""
-    try:
-        aliases = tomllib.loads(text).get("aliases", {})
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"is not valid TOML: {error}") from error
-    except RecursionError as error:
-        raise ValueError("is nested too deeply") from error
+    aliases = parse_toml(text).get("aliases", {})
     if not isinstance(aliases, dict) or not all(isinstance(value, str) for value in aliases.values()):
         raise ValueError("has [aliases] that are not names")
     for name, full in aliases.items():

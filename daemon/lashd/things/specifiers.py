@@ -79,6 +79,10 @@ _NOT_YET_KNOWN = {
 }
 
 
+# Characters that specifiers may add to a value: what os-release says can be long, and be asked for again and again.
+_ADDED_LIMIT = 64 * 1024
+
+
 class Unresolvable(Exception):
     """A specifier without a known meaning; the message completes a sentence that begins with the value's name."""
 
@@ -114,7 +118,10 @@ class Meanings:
 def expand(text: str, meanings: Meanings) -> str:
     """`text` with its specifiers replaced; `%%` is a percent sign. Raises Unresolvable."""
 
+    added = 0
+
     def meaning(found: re.Match[str]) -> str:
+        nonlocal added
         letter = found[1]
         if letter == "%":
             return "%"
@@ -125,6 +132,9 @@ def expand(text: str, meanings: Meanings) -> str:
             what = _NOT_YET_KNOWN.get(letter)
             why = f"only known when it runs ({what})" if what else "not one that can be resolved beforehand"
             raise Unresolvable(f"uses the specifier %{letter}, which is {why}; write the value out")
+        added += len(known)
+        if added > _ADDED_LIMIT:
+            raise Unresolvable(f"becomes too long: its specifiers mean more than {_ADDED_LIMIT} characters")
         return known
 
     return re.sub("%(.)", meaning, text, flags=re.DOTALL)

@@ -20,11 +20,13 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from lashd.things.mounts import mounted_layers
 from lashd.things.storageconf import CONFIGURATIONS, StorageConf, parse_storage
 from lashd.things.store import Store
+from lashd.words import files
 from lashd.words.errors import ErrorName, LashdError
 
 # Of newer versions of podman: each adds to the others, in order of their names.
 _DROP_INS = ("etc/containers/storage.conf.d", "usr/share/containers/storage.conf.d")
 
+_LIMIT = 256 * 1024 * 1024  # bytes of one of these
 _CONTAINERS = ("overlay-containers/containers.json", "overlay-containers/volatile-containers.json")
 _IMAGES = ("overlay-images/images.json",)
 _LAYERS = ("overlay-layers/layers.json", "overlay-layers/volatile-layers.json")
@@ -138,11 +140,15 @@ def _read_all(places: Iterable[Path], names: Iterable[str]) -> list[_Entry]:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return files.read_regular(path, _LIMIT)[0]
     except FileNotFoundError:
         return b""
     except OSError as error:
         raise _unknown(path, str(error.strerror)) from error
+    except ValueError as error:
+        if path.is_char_device():
+            return b""  # a link to /dev/null is how a drop-in of /usr is masked
+        raise _unknown(path, str(error)) from error
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -8,8 +8,9 @@ one cannot be read.
 from __future__ import annotations
 
 import posixpath
-import tomllib
 from dataclasses import dataclass
+
+from lashd.things.toml import parse_toml
 
 # Below the root of a system, the one that goes first first.
 CONFIGURATIONS = ("etc/containers/storage.conf", "usr/share/containers/storage.conf")
@@ -49,8 +50,8 @@ class StorageConf:
 def parse_storage(text: str) -> StorageConf:
     """What the text of a storage.conf says; never raises."""
     try:
-        storage = tomllib.loads(text).get("storage", {})
-    except (tomllib.TOMLDecodeError, RecursionError):
+        storage = parse_toml(text).get("storage", {})
+    except ValueError:
         return StorageConf(valid=False)
     if not isinstance(storage, dict):
         return StorageConf(valid=False)

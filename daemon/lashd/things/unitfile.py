@@ -9,7 +9,7 @@ double quotes are taken off a single value, and only at its ends.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 # What Go's unicode.IsSpace takes for a blank. Python's own idea of it is wider (U+001C to U+001F).
@@ -59,15 +59,22 @@ class UnitFile:
         """All values of `key`, split into words as a command line is; one that cannot be split counts for nothing."""
         return [word for value in self.every(section, key) for word in split_words(value) or ()]
 
-    def with_drop_in(self, other: UnitFile) -> UnitFile:
-        """This file with the assignments of `other` made after its own."""
+    def with_drop_ins(self, others: Sequence[UnitFile]) -> UnitFile:
+        """This file with the assignments of `others` made after its own, in their order."""
+        if not others:
+            return self
+        # Lists first: thousands of drop-ins for one key must not copy its values as often.
+        added: dict[str, dict[str, list[str]]] = {}
+        for other in others:
+            for section, assignments in other.sections.items():
+                mine = added.setdefault(section, {})
+                for key, values in assignments.items():
+                    mine.setdefault(key, []).extend(values)
         merged = dict(self.sections)
-        for section, assignments in other.sections.items():
-            mine = dict(merged.get(section, {}))
-            for key, values in assignments.items():
-                mine[key] = mine.get(key, ()) + values
-            merged[section] = mine
-        return UnitFile(merged, self.size + other.size)
+        for section, lists in added.items():
+            own = merged.get(section, {})
+            merged[section] = {**own, **{key: own.get(key, ()) + tuple(values) for key, values in lists.items()}}
+        return UnitFile(merged, self.size + sum(other.size for other in others))
 
 
 def parse(text: str) -> UnitFile:

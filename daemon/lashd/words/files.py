@@ -32,12 +32,28 @@ def read_small(path: Path, limit: int) -> bytes:
 
     Raises OSError, or ValueError when it is no such file.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
+    return read_regular(path, limit, flags=os.O_NOFOLLOW)[0]
+
+
+def read_regular(
+    path: Path | str, limit: int, *, flags: int = 0, directory: int | None = None
+) -> tuple[bytes, os.stat_result]:
+    """As `read_small`, but follows links unless `flags` (O_NOFOLLOW) say otherwise; with what fstat(2) says of it.
+
+    `directory`: the descriptor that a relative `path` starts from.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | flags, dir_fd=directory)
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
             raise ValueError("it is no regular file of a sane size")
-        return file.read(limit)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise ValueError("it grows beyond a sane size")
+        return content, status
+    finally:
+        os.close(descriptor)
 
 
 def sync_directory(path: Path) -> None:

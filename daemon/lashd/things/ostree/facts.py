@@ -16,6 +16,7 @@ from typing import Any
 
 from lashd.things.gvariant import parse
 from lashd.things.ostree import names
+from lashd.words import files
 from lashd.words.model import HostImage
 
 DEPLOYMENT_NAME = re.compile(r"(?P<checksum>[0-9a-f]{64})\.(?P<serial>[0-9]{1,9})")
@@ -39,11 +40,10 @@ class CommitFacts:
 
 
 def read(path: Path) -> bytes:
-    """The file's content, empty when it cannot be read."""
+    """The file's content, empty when it cannot be read or is no regular file of a sane size."""
     try:
-        with open(path, "rb") as file:
-            return file.read(_FILE_LIMIT)
-    except OSError:
+        return files.read_regular(path, _FILE_LIMIT)[0]
+    except (OSError, ValueError):
         return b""
 
 
@@ -127,6 +127,13 @@ def staged_initrds(note: bytes) -> tuple[str, ...]:
     return ()
 
 
+def staged_locked(note: bytes) -> bool:
+    """Whether ostree's `note` of what is staged says itself that it is locked."""
+    with contextlib.suppress(ValueError, TypeError):
+        return parse("a{sv}", note).get("locked") is True
+    return False
+
+
 def commit_facts(data: bytes) -> CommitFacts:
     try:
         # Written by this machine's kind, but for the time: ostree's own numbers are big-endian everywhere.
@@ -137,8 +144,9 @@ def commit_facts(data: bytes) -> CommitFacts:
     digest = _text(metadata.get(names.META_DIGEST))
     version = _text(metadata.get(names.META_VERSION)) or _version_label(_text(metadata.get(names.META_CONFIG)))
     layers = _manifest_layers(_text(metadata.get(names.META_MANIFEST)))
-    dropped = metadata.get(names.META_DROPPED, [])
-    return CommitFacts(digest, version, timestamp, layers, names.META_LAYER in metadata, tuple(dropped))
+    dropped = metadata.get(names.META_DROPPED)
+    listed = tuple(map(str, dropped)) if isinstance(dropped, list) else ()
+    return CommitFacts(digest, version, timestamp, layers, names.META_LAYER in metadata, listed)
 
 
 def _text(value: object) -> str | None:
@@ -146,13 +154,13 @@ def _text(value: object) -> str | None:
 
 
 def _version_label(config: str | None) -> str | None:
-    with contextlib.suppress(ValueError, AttributeError, TypeError):
+    with contextlib.suppress(ValueError, AttributeError, TypeError, RecursionError):
         labels = json.loads(config or "{}").get("config", {}).get("Labels", {})
         return _text(labels.get("org.opencontainers.image.version")) or _text(labels.get("version"))
     return None
 
 
 def _manifest_layers(manifest: str | None) -> tuple[str, ...]:
-    with contextlib.suppress(ValueError, AttributeError, TypeError, KeyError):
+    with contextlib.suppress(ValueError, AttributeError, TypeError, KeyError, RecursionError):
         return tuple(str(layer["digest"]) for layer in json.loads(manifest or "{}").get("layers", ()))
     return ()

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lashd.words import files
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import HostImage, Layer
 from lashd.words.reference import is_digest
 
+_POLICY_LIMIT = 16 * 1024 * 1024  # bytes
 _VERSION_LABELS = ("org.opencontainers.image.version", "version")
 _CREATED = "org.opencontainers.image.created"
 
@@ -95,9 +97,9 @@ def check_signature_rule(image: HostImage, root: Path) -> None:
         return
     policy = next((path for path in _policies(root) if path.exists()), None)
     try:
-        default = json.loads(policy.read_bytes())["default"] if policy else []
+        default = json.loads(files.read_regular(policy, _POLICY_LIMIT)[0])["default"] if policy else []
         signed = bool(default) and all(rule["type"] != "insecureAcceptAnything" for rule in default)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         signed = False
     if not signed:
         raise LashdError(

@@ -46,7 +46,7 @@ class LayerFacts:
         try:
             implied, links, dropped, plain = json.loads(zlib.decompress(data))
             return cls(frozenset(implied), tuple((path, target) for path, target in links), tuple(dropped), plain)
-        except (zlib.error, TypeError) as error:
+        except (zlib.error, TypeError, RecursionError) as error:
             raise ValueError("a layer's description is damaged") from error
 
 
