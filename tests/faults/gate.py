@@ -54,6 +54,12 @@ settings = Settings()
 one = OstreeSysroot(settings).deployments()[0]
 shutdowns = Shutdowns(settings.paths.state, settings.paths.run)
 """
+_BOOTED = """
+from lashd.things.ostree.deployments import OstreeSysroot
+from lashd.words.config import Settings
+
+print(next(one.key for one in OstreeSysroot(Settings()).deployments() if "booted" in one.roles))
+"""
 _NEXTROOT = """
 import subprocess
 from pathlib import Path
@@ -349,7 +355,60 @@ def finalise_all_the_same(world: World) -> None:
     world.host.run("systemctl", "start", "late.service")
 
 
-def told_ignored(world: World) -> str:
+_ASIDE = "/run/ostree/.staged-deployment.aside"
+# All of the gate's processes at once.
+_KILL = "echo 1 > /sys/fs/cgroup/system.slice/lashd-gate.service/cgroup.kill"
+
+
+def behind_what_is_staged(world: World) -> None:
+    """v2 is the first in the boot order, and v1 is staged once more, complete."""
+    deploy_without_staging(world)
+    checksum = booted_key(world).partition(".")[0]
+    world.host.run("ostree", "admin", "deploy", "--stage", "--os=default", checksum)
+
+
+def kill_while_aside(world: World) -> None:
+    """SIGKILL for all of the gate's processes at once, as of the kernel out of memory, while ostree's note is aside."""
+    behind_what_is_staged(world)
+    line = f"{_GATE} & while [ ! -e {_ASIDE} ]; do kill -0 $! || exit 1; done; echo late: aside; {_KILL}"
+    replace_gate(world, f"/bin/sh -c '{line.replace('$', '$$')}'")
+
+
+def booted_key(world: World) -> str:
+    return world.host.run("python3", "-", input=_BOOTED.encode()).output.strip()
+
+
+def came_with_it(world: World) -> str:
+    """What runs is what was staged, and not what was there before."""
+    key = booted_key(world)
+    said = json.loads(world.host.run("cat", _VERDICT).output)
+    return "" if said["deployment"] == key else f"{key} is running, let through was {said}"
+
+
+def change_python(world: World, line: str) -> None:
+    """Do this first where the gate starts a process; its unit has less time than that may take."""
+    script = f'#!/bin/sh\n{line}\nexec /usr/bin/python3 "$@"\n'.encode()
+    world.host.run("sh", "-c", "cat > /var/lib/python && chmod +x /var/lib/python", input=script)
+    text = b"[tools]\npython = '/var/lib/python'\n"
+    world.host.run("sh", "-c", "mkdir -p /run/lashd/lashd.d && cat > /run/lashd/lashd.d/slow.toml", input=text)
+    change_unit(world, "TimeoutStopSec=5")
+
+
+def slow_boot_order(world: World) -> None:
+    deploy_without_staging(world)
+    change_python(world, "sleep 8")
+
+
+def killed_boot_order(world: World) -> None:
+    deploy_without_staging(world)
+    change_python(world, _KILL)
+
+
+def told_unfinished(world: World) -> str:
+    return told_ignored(world, "the gate at the last shutdown did not come to its end")
+
+
+def told_ignored(world: World, words: str = "held at the last shutdown") -> str:
     """The daemon says that the system which it held runs all the same."""
     world.wait(lambda: world.status()["blockedBy"], "lashd says what is wrong", 30)
     status = world.status()
@@ -357,7 +416,7 @@ def told_ignored(world: World) -> str:
     if "gate-ignored" not in codes or status["lastShutdown"]["result"] != "held":
         return f"nothing says that it was ignored: {codes}, {status['lastShutdown']}"
     found = world.host.run("journalctl", "--boot", "LASHD_ERROR=GateIgnored", "--output=cat", check=False).output
-    return "" if "held at the last shutdown" in found else "the journal does not say that it was ignored"
+    return "" if words in found else "the journal does not say that it was ignored"
 
 
 def disable(world: World) -> None:
@@ -421,6 +480,30 @@ FAULTS = (
         check=told_ignored,
     ),
     Fault("gate: boots next without having been staged", deploy_without_staging, result="restored", stage=False),
+    Fault(
+        "gate: boots next without having been staged, and to put that right takes long",
+        slow_boot_order,
+        result="restored",
+        stage=False,
+    ),
+    Fault(
+        "gate: killed while it puts the boot order right: it is said afterwards",
+        killed_boot_order,
+        expected=("2",),
+        result="held",
+        reason="gate-not-finished",
+        stage=False,
+        careless=True,
+        check=told_unfinished,
+    ),
+    Fault(
+        "gate: killed while it puts the boot order right behind what has passed",
+        kill_while_aside,
+        result="released",
+        stage=False,
+        says=("late: aside",),
+        check=came_with_it,
+    ),
     Fault("gate: never enabled", disable, result="held", stage=False, runs=20),
     Fault("gate: ordered to let through", release, False, ("2",), "released", careless=True),
     Fault("gate: policy warn", warn, False, ("2",), "released", careless=True),

@@ -22,10 +22,10 @@ from lashd.steps.evidence import gather
 from lashd.steps.record import Records
 from lashd.steps.shutdowns import Shutdowns, boot_id
 from lashd.things.ostree.deployments import OstreeSysroot
-from lashd.things.ostree.lockfile import LOCK, STAGED, Lock, own_key, read_lock, write_lock
+from lashd.things.ostree.lockfile import ASIDE, LOCK, NOTE, STAGED, Lock, own_key, read_lock, write_lock
 from lashd.things.ostree.nextroot import PREPARED
 from lashd.things.store import Store
-from lashd.words import files
+from lashd.words import config, files
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import Deployment, Order, Owed, Passed, Role, Verdict
@@ -58,7 +58,7 @@ class Stage:
     settings: Settings
     sysroot: OstreeSysroot
     staged: Deployment
-    first: list[str] = field(default_factory=list)
+    first: list[Deployment] = field(default_factory=list)
 
     @property
     def run(self) -> Path:
@@ -137,25 +137,28 @@ def lock_as(stage: Stage, whose: str) -> None:
         write_lock(stage.run, Lock("staging"))
     elif whose == "file":
         (stage.run / LOCK).touch()
-    elif whose in ("key", "key and file", "own key"):
+    elif whose in ("key", "key and file", *OWN_KEYS):
         (stage.run / STAGED).write_bytes(note(stage.staged.key, "bench", "'locked': <true>"))
         if whose == "key and file":
             (stage.run / LOCK).touch()
         elif whose == "own key":
             own_key(stage.run)
             write_lock(stage.run, Lock(stage.staged.key))
+        elif whose == "own key, killed":
+            (stage.run / NOTE).write_text(stage.staged.checksum)
 
 
 OURS = ("none", "ours", "ours, ready", "ours, of another", "ours, while staging")
 POLICIES = ("hold", "warn", "off")
+OWN_KEYS = ("own key", "own key, killed")
 FOREIGN = ("file", "key", "key and file")
 
 
 @pytest.mark.parametrize(
     ("policy", "ordered", "lock", "missing"),
     [
-        *itertools.product(POLICIES, ("",), (*OURS, "own key", *FOREIGN), (False, True)),
-        *itertools.product(POLICIES, ("hold", "release", "release another"), ("ours", "own key", "key"), (True,)),
+        *itertools.product(POLICIES, ("",), (*OURS, *OWN_KEYS, *FOREIGN), (False, True)),
+        *itertools.product(POLICIES, ("hold", "release", "release another"), ("ours", *OWN_KEYS, "key"), (True,)),
     ],
 )
 def test_the_table(
@@ -187,7 +190,9 @@ def test_the_table(
     assert ("incomplete" in codes) is (missing and policy != "off" and lock not in FOREIGN)
     assert ("ordered" in codes) is (ordered in ("hold", "release") and ours)
     assert ("foreign-lock" in codes) is (lock in FOREIGN)
-    assert ("locked-key" in codes) is (lock == "own key")
+    assert ("locked-key" in codes) is (lock in OWN_KEYS)
+    owed = stage.shutdowns.owed()
+    assert (owed is not None and owed.deployment == stage.staged.key) is (lock not in FOREIGN and policy != "off")
     assert stage.passed is wanted
     assert (stage.run / LOCK).exists() is not wanted
     if before is not None and not wanted:
@@ -298,8 +303,8 @@ def test_another_one_is_staged_at_the_last_moment(stage: Stage, monkeypatch: pyt
 
     monkeypatch.setattr(Shutdowns, "write_verdict", stage_again)
     verdict = stage.end()
-    # Each look begins with the word that it is not finished; what did not pass after all is not said to have passed.
-    assert looks == ["held", "released", "held", "held", "held"]
+    # All begins, and each look, with the word that it is not finished; what did not pass after all is not said to have.
+    assert looks == ["held", "held", "released", "held", "held", "held"]
     assert verdict.result is Passed.HELD
     assert not stage.passed
     assert read_lock(stage.run) is not None
@@ -408,12 +413,80 @@ def test_a_failure_is_told_and_holds(stage: Stage, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(gate, "_decide", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError) as caught:
         gate.shut_down()
-    gate.failed(str(caught.value))
+    assert "division" in str(caught.value)
+    gate.failed()
     verdict = stage.shutdowns.verdict()
     assert verdict is not None
     assert (verdict.result, verdict.deployment) == (Passed.HELD, stage.staged.key)
-    assert [code for code, _ in verdict.reasons] == ["gate-failed"]
+    assert verdict.stays == stage.sysroot.deployments()[1].name
+    ((code, sentence),) = verdict.reasons
+    assert code == "gate-failed"
+    name = stage.staged.version or stage.staged.key[:12]
+    assert sentence == (
+        f"The gate failed before it had decided, so that the deployment {name} was not let through; "
+        "'journalctl -b -1 -u lashd-gate' has the details. "
+        "It is staged again by itself; 'lashctl discard' gives it up."
+    )
     assert not stage.passed
+
+
+@pytest.mark.parametrize("change", ["foreign", "off", "no-restage", "initrds"])
+def test_nothing_is_promised_that_is_not_done(stage: Stage, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    if change == "foreign":
+        lock_as(stage, "file")
+    elif change == "initrds":
+        initrds = f"'overlay-initrds': <['{'e' * 64}']>"
+        (stage.run / STAGED).write_bytes(note(stage.staged.key, "bench", initrds))
+    else:
+        gate = {"policy": "off"} if change == "off" else {"restage": False}
+        stage.settings = replace(stage.settings, gate=replace(stage.settings.gate, **gate))
+    play_program(monkeypatch, stage, "stopping")
+    monkeypatch.setattr(module.Judge, "judge", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        module.main(["stop"])
+    verdict = stage.shutdowns.verdict()
+    assert verdict is not None
+    assert verdict.reasons[0][1].endswith("It has to be staged again by hand.")
+
+
+def test_a_failure_before_the_first_look(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then ostree's own note still says what waits. What Python says is for the journal, not for people."""
+    stage.shutdowns.write_verdict(Verdict(Passed.RELEASED, "another boot", 1))
+    play_program(monkeypatch, stage, "stopping")
+    monkeypatch.setattr(stage.sysroot, "deployments", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        module.main(["stop"])
+    verdict = stage.shutdowns.verdict()
+    assert verdict is not None
+    assert (verdict.result, verdict.deployment, verdict.stays) == (Passed.HELD, stage.staged.key, "")
+    assert [code for code, _ in verdict.reasons] == ["gate-failed"]
+    assert "division" not in verdict.reasons[0][1]
+    assert stage.staged.key[:12] in verdict.reasons[0][1]
+
+
+def test_word_is_left_before_anything_can_fail(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a gate that is killed over its first look."""
+    seen: list[Verdict | None] = []
+    gate = stage.gate()
+    for place, name in ((module.composefs, "is_host"), (module, "Judge"), (stage.sysroot, "deployments")):
+        with monkeypatch.context() as patch:
+            stage.shutdowns.write_verdict(Verdict(Passed.RELEASED, "another boot", 1))
+            patch.setattr(place, name, lambda *_: seen.append(stage.shutdowns.verdict()) or 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                gate.shut_down()
+    assert [(one.result, one.deployment, one.reasons[0][0]) for one in seen if one] == [
+        (Passed.HELD, stage.staged.key, "gate-not-finished")
+    ] * 3
+
+
+def test_it_is_owed_before_it_is_looked_at(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gate that is ended over that leaves it owed, also where no daemon ever ran."""
+    monkeypatch.setattr(module.Judge, "judge", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        stage.gate().shut_down()
+    owed = stage.shutdowns.owed()
+    assert owed is not None
+    assert owed.deployment == stage.staged.key
 
 
 def test_a_failure_afterwards_does_not_take_back_what_passed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -470,7 +543,7 @@ def test_what_boots_next_without_having_been_staged(
         installed.shutdowns.give_order(order)
     verdict = installed.end()
     assert (verdict.result, verdict.deployment) == (result, following.key)
-    assert installed.first == ([booted.key] if result is Passed.RESTORED else [])
+    assert installed.first == ([booted] if result is Passed.RESTORED else [])
     assert ("incomplete" in [code for code, _ in verdict.reasons]) is (missing and policy != "off")
     assert installed.shutdowns.verdict() == verdict
 
@@ -478,7 +551,7 @@ def test_what_boots_next_without_having_been_staged(
 def test_a_boot_order_that_cannot_be_put_right_is_told(installed: Stage, lose_image: Callable[[], None]) -> None:
     lose_image()
 
-    def fail(key: str) -> None:
+    def fail(first: Deployment) -> None:
         raise LashdError(ErrorName.SYSROOT_LOCKED)
 
     gate = Gate(installed.settings, sysroot=installed.sysroot, since=0, put_first=fail)
@@ -496,7 +569,7 @@ from lashd.words.config import settings_from
 settings = settings_from(json.loads(sys.argv[2]))
 sysroot = OstreeSysroot(settings)
 sysroot.booted = True
-def put_first(key):
+def put_first(first):
     print("at it", flush=True)
     time.sleep(60)
 Gate(settings, sysroot=sysroot, put_first=put_first).shut_down()
@@ -515,7 +588,63 @@ def test_a_gate_that_is_killed_leaves_word(installed: Stage, lose_image: Callabl
     verdict = installed.shutdowns.verdict()
     assert verdict is not None
     assert (verdict.result, verdict.boot) == (Passed.HELD, boot_id())
-    assert [code for code, _ in verdict.reasons] == ["gate-not-finished"]
+    # Nothing is staged; it says which one the trouble is about, and not that nothing boots.
+    following, booted = installed.sysroot.deployments()
+    assert (verdict.deployment, verdict.stays) == (following.key, booted.name)
+    ((code, sentence),) = verdict.reasons
+    assert code == "gate-not-finished"
+    assert "the boot order could not be put right, in time" in sentence
+    assert "not let through" not in sentence
+
+
+def test_there_is_time_to_put_the_boot_order_right(
+    installed: Stage, lose_image: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut short, what is first boots without its images; so the gate asks for time before it looks."""
+    asked: list[tuple[float, int]] = []
+    judged = itertools.count(1)
+    judge = module.Judge.judge
+    monkeypatch.setattr(module.Judge, "judge", lambda self, one: next(judged) and judge(self, one))
+    monkeypatch.setattr(module, "ask_for_time", lambda seconds: asked.append((seconds, next(judged))))
+    lose_image()
+    assert installed.end().result is Passed.RESTORED
+    assert asked == [(120, 1)]
+
+
+def test_otherwise_it_has_as_long_as_its_unit_says(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ask_for_time", lambda seconds: 1 / 0)
+    assert stage.end().result is Passed.RELEASED
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_what_was_put_aside_comes_back(stage: Stage, lose_image: Callable[[], None], newer: bool) -> None:
+    """The worker was killed while it put the boot order right behind what has passed."""
+
+    def die(first: Deployment) -> None:
+        (stage.run / STAGED).rename(stage.run / ASIDE)
+        if newer:
+            (stage.run / STAGED).write_bytes(b"newer")
+        raise LashdError(ErrorName.HOST_COMMAND_FAILED)
+
+    gate = Gate(stage.settings, sysroot=stage.sysroot, since=time.time(), put_first=die)
+    before = (stage.run / STAGED).read_bytes()
+    with pytest.raises(LashdError):
+        gate._put_first(stage.staged)
+    assert (stage.run / STAGED).read_bytes() == (b"newer" if newer else before)
+    assert not (stage.run / ASIDE).exists()
+
+
+def test_what_is_to_come_up_again_is_said(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what is held, unless something else may boot: somebody put it first, and it has its images."""
+    booted = stage.sysroot.deployments()[1]
+    stage.shutdowns.give_order(Order(stage.staged.key, stage.staged.digest or "", True, 7, "", 1))
+    assert stage.end().stays == booted.name
+    other = replace(booted, stateroot="other", roles=frozenset())
+    for codes, stays in (([], ""), (["boot-order-restored"], booted.name), (["boot-order-not-restored"], booted.name)):
+        answer = other, [(code, "") for code in codes]
+        monkeypatch.setattr(module, "check_boot_order", lambda *_, answer=answer: answer)
+        assert stage.end().stays == stays
+    assert stage.shutdowns.verdict() == stage.end()
 
 
 def test_boot_entries_that_cannot_be_read_are_told(stage: Stage) -> None:
@@ -585,7 +714,7 @@ def play_program(monkeypatch: pytest.MonkeyPatch, stage: Stage, *states: str) ->
     answers, waits = iter(states), list[float]()
     monkeypatch.setattr(module, "system_state", lambda: next(answers))
     monkeypatch.setattr(time, "sleep", waits.append)
-    monkeypatch.setattr(module, "load", lambda: stage.settings)
+    monkeypatch.setattr(module, "load_or_default", lambda say: stage.settings)
     monkeypatch.setattr(module, "Gate", lambda settings: Gate(settings, sysroot=stage.sysroot, since=0))
     return waits
 
@@ -607,7 +736,18 @@ def test_without_an_answer_nothing_passes_and_that_is_told(monkeypatch: pytest.M
     assert (verdict.result, [code for code, _ in verdict.reasons]) == (Passed.HELD, ["gate-failed"])
 
 
-def test_settings_that_cannot_be_read_hold(monkeypatch: pytest.MonkeyPatch, stage: Stage, capsys) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        LashdError(ErrorName.INVALID_ARGUMENT, "The settings are broken."),
+        ValueError("Exceeds the limit (4300 digits) for integer string conversion"),
+        RecursionError("too deep"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_settings_that_cannot_be_read_hold(
+    monkeypatch: pytest.MonkeyPatch, stage: Stage, capsys, error: Exception
+) -> None:
     used: list[Settings] = []
 
     class Seen(Gate):
@@ -615,15 +755,17 @@ def test_settings_that_cannot_be_read_hold(monkeypatch: pytest.MonkeyPatch, stag
             used.append(settings)
             super().__init__(stage.settings, sysroot=stage.sysroot, since=0)
 
-    def broken() -> Settings:
-        raise LashdError(ErrorName.INVALID_ARGUMENT, "The settings are broken.")
+    def broken(directories: object) -> Settings:
+        raise error
 
     monkeypatch.setattr(module, "system_state", lambda: "stopping")
-    monkeypatch.setattr(module, "load", broken)
+    monkeypatch.setattr(config, "load", broken)
     monkeypatch.setattr(module, "Gate", Seen)
     assert module.main(["stop"]) == 0
     assert used == [Settings()]
-    assert "The settings are broken." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert str(error) in said
+    assert "The settings that lashd comes with" in said
 
 
 def test_when_the_system_was_booted() -> None:

@@ -40,12 +40,12 @@ def order(hold: bool, of: Deployment = NEW) -> Order:
 
 
 def look(complete: str = "", lacking: str = "") -> Look:
-    keys = {"old": OLD.key, "new": NEW.key, "other": OTHER.key}
+    keys = {"old": OLD.name, "new": NEW.name, "other": OTHER.name}
     return Look(frozenset(keys[one] for one in complete.split()), frozenset(keys[one] for one in lacking.split()))
 
 
 def facts(**more: Any) -> Facts:
-    base: dict[str, Any] = {"boot": BOOT, "now": NOW, "booted": OLD, "installed": frozenset({OLD.key})}
+    base: dict[str, Any] = {"boot": BOOT, "now": NOW, "booted": OLD, "installed": frozenset({OLD.name})}
     if "staged" in more:
         base |= {"owed": owed(), "remembered": True, "ours": not more["staged"].foreign_lock}
     else:
@@ -53,7 +53,7 @@ def facts(**more: Any) -> Facts:
     return Facts(**base | more)
 
 
-BOTH = frozenset({OLD.key, OTHER.key})
+BOTH = frozenset({OLD.name, OTHER.name})
 LOST: dict[str, Any] = {"owed": owed(BEFORE, counted=BOOT), "look": look("old other")}
 # Staged over what runs, with other kernel arguments.
 SAME = replace(owed(BEFORE, deployment("a", 1), counted=BOOT, base=OLD.checksum, kargs=("x",)), origin="[a]\nb=c\n")
@@ -89,13 +89,18 @@ CASES: list[tuple[str, Facts, Do]] = [
     ("held back by order, whatever the policy", facts(staged=NEW, ours=False, holds=False, order=order(True)), Do.HOLD),
     ("held back by order, complete", facts(staged=HELD, order=order(True), look=look("old new")), Do.WAIT),
     ("held back by order, incomplete", facts(staged=HELD, order=order(True), look=look("old", "new")), Do.BIND),
-    ("a soft reboot into what is held", facts(staged=HELD, nextroot=NEW.key), Do.TAKE_DOWN),
-    ("a soft reboot into what is ready", facts(staged=READY, nextroot=NEW.key, look=look("old new")), Do.WAIT),
-    ("a soft reboot into the running one", facts(nextroot=OLD.key, look=look("old")), Do.WAIT),
+    ("a soft reboot into what is held", facts(staged=HELD, nextroot=NEW.name), Do.TAKE_DOWN),
+    ("a soft reboot into what is ready", facts(staged=READY, nextroot=NEW.name, look=look("old new")), Do.WAIT),
+    ("a soft reboot into the running one", facts(nextroot=OLD.name, look=look("old")), Do.WAIT),
     ("a soft reboot into nobody knows what", facts(nextroot="unknown", look=look("old")), Do.TAKE_DOWN),
     (
         "a soft reboot into one that lacks something",
-        facts(nextroot=OTHER.key, installed=frozenset({OTHER.key}), look=look("old", "other")),
+        facts(nextroot=OTHER.name, installed=frozenset({OTHER.name}), look=look("old", "other")),
+        Do.TAKE_DOWN,
+    ),
+    (
+        "a soft reboot into the running one's commit in another stateroot",
+        facts(nextroot=f"other/{OLD.key}", installed=frozenset({OLD.name, f"other/{OLD.key}"}), look=look("old")),
         Do.TAKE_DOWN,
     ),
     ("hold before memory", facts(staged=NEW, ours=False, remembered=False), Do.HOLD),
@@ -168,8 +173,8 @@ class World:
     def look(self) -> Look:
         known = [one for one in (self.facts.staged, self.facts.booted, self.facts.following) if one]
         return Look(
-            frozenset(one.key for one in known if one.key in self.complete),
-            frozenset(one.key for one in known if one.key not in self.complete),
+            frozenset(one.name for one in known if one.key in self.complete),
+            frozenset(one.name for one in known if one.key not in self.complete),
         )
 
     def do(self, step: Step) -> None:
@@ -254,11 +259,11 @@ def worlds(draw: st.DrawFn) -> World:
         staged=staged,
         booted=OLD,
         following=following,
-        installed=frozenset({OLD.key, *([following.key] if following else [])}),
+        installed=frozenset({OLD.name, *([following.name] if following else [])}),
         ours=staged is not None and ours,
         order=draw(st.none() | st.builds(order, chance, st.just(about))),
         owed=draw(st.none() | st.builds(owed, st.sampled_from([BOOT, BEFORE]), one)),
-        nextroot=draw(st.none() | st.just("unknown") | st.builds(lambda it: it.key, one)),
+        nextroot=draw(st.none() | st.just("unknown") | st.builds(lambda it: it.name, one)),
         gone_since=None if staged else draw(st.sampled_from([NOW - 60, NOW])),
         busy=busy,
         binding=binding if busy else "",
@@ -280,7 +285,7 @@ def test_every_world_comes_to_rest_safely(world: World) -> None:
     else:
         raise AssertionError("no end")
     rest = world.facts
-    there = rest.installed | {one.key for one in (rest.staged, OLD) if one}
+    there = {name.rpartition("/")[2] for name in rest.installed} | {one.key for one in (rest.staged, OLD) if one}
     dropped = rest.staged is None and rest.gone_since is not None and rest.now - rest.gone_since >= DROPPED_SECONDS
     if rest.binding and (rest.staged or dropped):
         assert rest.binding in there, "what nobody can boot any more keeps the others waiting"
@@ -304,6 +309,6 @@ def test_every_world_comes_to_rest_safely(world: World) -> None:
             assert staged.key in world.complete
         if staged.key in world.complete | world.bring and not rest.busy:
             assert staged.declared
-        assert rest.nextroot is None or rest.nextroot != staged.key or staged.declared
+        assert rest.nextroot is None or rest.nextroot != staged.name or staged.declared
     elif start.staged is not None and not start.ours:
         assert not rest.ours or staged.declared

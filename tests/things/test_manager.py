@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lashd.things import manager
-from lashd.things.manager import system_state
+from lashd.things.manager import ask_for_time, system_state
 
 OK = b"OK 0123456789abcdef0123456789abcdef\r\n"
 
@@ -112,3 +112,17 @@ def test_nobody_there_or_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         silent.bind(str(tmp_path / "silent"))
         silent.listen(1)
         assert system_state(tmp_path / "silent") == ""
+
+
+def test_asking_for_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for address in (str(tmp_path / "notify"), f"@{tmp_path}/notify"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+            listening.bind("\0" + address[1:] if address.startswith("@") else address)
+            monkeypatch.setenv("NOTIFY_SOCKET", address)
+            ask_for_time(120)
+            listening.settimeout(5)
+            assert listening.recv(100) == b"EXTEND_TIMEOUT_USEC=120000000"
+    # Nobody listens any more, or never did.
+    ask_for_time(120)
+    monkeypatch.delenv("NOTIFY_SOCKET")
+    ask_for_time(120)

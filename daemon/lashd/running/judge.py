@@ -37,7 +37,7 @@ class Judge:
         self._store = Store(settings.store, settings.store_run, settings.host.sysroot)
         self._records = Records(settings.paths.state / "records")
         self._shutdowns = Shutdowns(settings.paths.state, settings.paths.run)
-        self._judged: dict[str, Judged] = {}
+        self._judged: dict[str, Judged] = {}  # by Deployment.name
 
     def forget(self) -> None:
         """Look at everything anew the next time."""
@@ -45,9 +45,9 @@ class Judge:
 
     def judge(self, deployment: Deployment) -> Judged:
         """May `deployment` boot next? When it may, all that it needs is on disk, and is recorded."""
-        judged = self._judged.get(deployment.key)
+        judged = self._judged.get(deployment.name)
         if judged is None:
-            judged = self._judged[deployment.key] = self._look(deployment)
+            judged = self._judged[deployment.name] = self._look(deployment)
         return judged
 
     def _look(self, deployment: Deployment) -> Judged:
@@ -58,7 +58,7 @@ class Judge:
             evidence.decision,
             self._shutdowns.order(),
             self._settings.gate.policy,
-            key_locked=staged and key_is_ours(self._settings.paths.ostree_run),
+            key_locked=staged and key_is_ours(self._settings.paths.ostree_run, deployment.checksum),
         )
         if decision.release:
             try:

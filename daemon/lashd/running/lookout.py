@@ -86,7 +86,7 @@ class Lookout:
             staged=staged,
             booted=booted,
             following=installed[0] if installed and installed[0] is not booted else None,
-            installed=frozenset(one.key for one in installed),
+            installed=frozenset(one.name for one in installed),
             finalised=any(self.owed is not None and _is(one, self.owed) for one in installed),
             ours=staged is not None and self._backend.holds(staged),
             order=self._shutdowns.order(),
@@ -113,9 +113,9 @@ class Lookout:
                 log.debug("%s", error.message)
                 good, wants = False, True
             if good:
-                complete.add(one.key)
+                complete.add(one.name)
             if wants:
-                lacking.add(one.key)
+                lacking.add(one.name)
         return Look(frozenset(complete), frozenset(lacking))
 
     def _judge(self, deployment: Deployment) -> tuple[bool, bool]:

@@ -21,7 +21,7 @@ SOFT_REBOOT_LEFT = "soft-reboot-not-cancelled"
 
 
 def check_boot_order(
-    everything: Sequence[Deployment], judge: Judge, put_first: Callable[[str], None]
+    everything: Sequence[Deployment], judge: Judge, put_first: Callable[[Deployment], None]
 ) -> tuple[Deployment | None, list[Reason]]:
     """Look at what boots next when nothing staged does, and put the running deployment before it if need be.
 
@@ -39,7 +39,7 @@ def check_boot_order(
         return following, list(judged.reasons)
     shown = following.version or following.key
     try:
-        put_first(booted.key)
+        put_first(booted)
     except LashdError as error:
         return following, [*judged.reasons, (NOT_RESTORED, f"{shown} boots next all the same: {error.message}")]
     why = f"{shown} was to boot next; the running system was put back before it."
@@ -50,30 +50,31 @@ def check_soft_reboot(
     settings: Settings, everything: Sequence[Deployment], judge: Judge, nextroot: Path
 ) -> list[Reason]:
     """Take a prepared soft reboot back that leads where a reboot may not: it goes round the lock."""
-    key = prepared(settings.paths.ostree_run, everything)
-    target = next((one for one in everything if one.key == key), None)
-    if key is None or (target is not None and Role.BOOTED in target.roles):
+    name = prepared(settings.paths.ostree_run, everything)
+    target = next((one for one in everything if one.name == name), None)
+    if name is None or (target is not None and Role.BOOTED in target.roles):
         return []
     if settings.gate.policy != "hold" if target is None else judge.judge(target).release:
         return []
     try:
         take_down(settings.paths.ostree_run, nextroot)
     except OSError as error:
-        return [(SOFT_REBOOT_LEFT, f"A soft reboot into {key} was prepared and cannot be taken back: {error}.")]
-    return [(SOFT_REBOOT, f"A soft reboot into {key} was prepared; it was taken back.")]
+        return [(SOFT_REBOOT_LEFT, f"A soft reboot into {name} was prepared and cannot be taken back: {error}.")]
+    return [(SOFT_REBOOT, f"A soft reboot into {name} was prepared; it was taken back.")]
 
 
-def put_first_now(settings: Settings, key: str) -> None:
-    """Make `key` boot next. Raises LashdError. The one thing the gate does that takes a process."""
+def put_first_now(settings: Settings, first: Deployment) -> None:
+    """Make `first` boot next. Raises LashdError. The one thing the gate does that takes a process."""
     import asyncio
 
     from lashd.things.ostree.client import Worker
 
     worker = Worker(settings, booted=True, shutting_down=True)
-    asyncio.run(worker.change("set-first", key=key, drop_staged=False, shutting_down=True))
+    arguments = {"key": first.key, "stateroot": first.stateroot, "drop_staged": False, "shutting_down": True}
+    asyncio.run(worker.change("set-first", **arguments))
     # libostree has been seen to say nothing and to do nothing.
-    installed = [one.key for one in OstreeSysroot(settings).deployments() if Role.STAGED not in one.roles]
-    if installed[:1] != [key]:
+    installed = [one.name for one in OstreeSysroot(settings).deployments() if Role.STAGED not in one.roles]
+    if installed[:1] != [first.name]:
         raise LashdError(
             ErrorName.HOST_COMMAND_FAILED, "ostree reported no error, but the boot entries did not change."
         )

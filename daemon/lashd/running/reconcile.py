@@ -44,16 +44,20 @@ MEMORY = frozenset({Do.OWE, Do.SETTLE, Do.COUNT, Do.FORGET_ORDER})
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`deployment` is what BIND is about; WAIT is over at `until`, or when something happens (None: only then)."""
+    """`deployment` is what BIND is about; WAIT is over at `until`, or when something happens (None: only then).
+
+    `why` is the rest of a sentence, for the log.
+    """
 
     do: Do
     deployment: Deployment | None = None
     until: float | None = None
+    why: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a look into the store found: keys of deployments.
+    """What a look into the store found: names of deployments.
 
     `complete`: may be finalised as it is. `lacking`: something is missing that a bind could bring.
     """
@@ -73,14 +77,14 @@ class Facts:
     staged: Deployment | None = None
     booted: Deployment | None = None
     following: Deployment | None = None  # boots next when nothing staged is finalised
-    installed: frozenset[str] = frozenset()  # keys of the deployments that have a boot entry
+    installed: frozenset[str] = frozenset()  # names of the deployments that have a boot entry
     finalised: bool = False  # what is owed has a boot entry
     ours: bool = False  # our own hold is set, for just the staged deployment
     order: Order | None = None
     owed: Owed | None = None
     runs: Staging = _UNTOLD  # how the running system boots, if it is of the same commit as what is owed
     remembered: bool = False  # `owed` says all of the staged deployment
-    nextroot: str | None = None  # key of what a soft reboot would bring up
+    nextroot: str | None = None  # name of what a soft reboot would bring up
     gone_since: float | None = None  # since when nothing is staged, when something was
     memory: bool = True  # what is to be remembered can be written
     busy: bool = False  # a job changes the host
@@ -120,17 +124,17 @@ def _must_hold(facts: Facts, staged: Deployment) -> bool:
     if not facts.ours:
         return True
     # While a job runs it is the job that declares, and that takes it back.
-    return staged.declared and facts.look is not None and staged.key not in facts.look.complete and not facts.busy
+    return staged.declared and facts.look is not None and staged.name not in facts.look.complete and not facts.busy
 
 
-def _may_pass(facts: Facts, key: str) -> bool:
-    """Whether a soft reboot may bring up the deployment `key`; as long as nobody has looked, it may."""
+def _may_pass(facts: Facts, name: str) -> bool:
+    """Whether a soft reboot may bring up the deployment `name`; as long as nobody has looked, it may."""
     staged = facts.staged
-    if staged is not None and staged.key == key:
+    if staged is not None and staged.name == name:
         return staged.declared
-    if facts.booted is not None and facts.booted.key == key:
+    if facts.booted is not None and facts.booted.name == name:
         return True
-    return key in facts.installed and (facts.look is None or key in facts.look.complete)
+    return name in facts.installed and (facts.look is None or name in facts.look.complete)
 
 
 def _memory(facts: Facts) -> Step | None:
@@ -146,13 +150,15 @@ def _memory(facts: Facts) -> Step | None:
         return Step(Do.FORGET_ORDER)
     if owed is None:
         return None
-    if facts.finalised or (facts.booted is not None and not still_owed(owed, facts.booted, facts.runs)):
-        return Step(Do.SETTLE)
+    if facts.finalised:
+        return Step(Do.SETTLE, why="it is installed")
+    if facts.booted is not None and not still_owed(owed, facts.booted, facts.runs):
+        return Step(Do.SETTLE, why="it runs, or another system runs by now than the one that it was to follow")
     if owed.boot != facts.boot and facts.following is not None:
-        # Since it was lost, somebody has chosen what boots next: to stage it again would undo that.
-        return Step(Do.SETTLE)
+        # To stage it again would undo that.
+        return Step(Do.SETTLE, why="since a reboot lost it somebody has chosen another one to boot next")
     if owed.boot == facts.boot:
-        return Step(Do.SETTLE) if dropped else None
+        return Step(Do.SETTLE, why="somebody dropped it") if dropped else None
     return Step(Do.COUNT) if owed.counted != facts.boot else None
 
 
@@ -191,7 +197,8 @@ def _work(facts: Facts) -> Step:
 
 def _is_in_vain(facts: Facts) -> bool:
     """Whether our own bind is about a deployment that is no more: the one that came instead must not wait for it."""
-    there = facts.installed | {one.key for one in (facts.staged, facts.booted) if one is not None}
+    there = {name.rpartition("/")[2] for name in facts.installed}
+    there |= {one.key for one in (facts.staged, facts.booted) if one is not None}
     # With nothing staged at all it may only be about to be staged again.
     return facts.binding not in {"", *there} and (facts.staged is not None or _dropped(facts))
 
@@ -204,20 +211,20 @@ def wanted(facts: Facts, look: Look) -> list[tuple[str, Step]]:
     """What is to be done, most important first, each under the name that its tries are counted by."""
     wanted: list[tuple[str, Step]] = []
     staged, owed = facts.staged, facts.owed
-    if staged is not None and (staged.key in look.lacking or _is_to_be_declared(facts, staged, look)):
+    if staged is not None and (staged.name in look.lacking or _is_to_be_declared(facts, staged, look)):
         wanted.append((staged.key, Step(Do.BIND, staged)))
     lost = staged is None and owed is not None and owed.boot != facts.boot
     if lost and owed is not None and facts.restages and restageable(owed):
         wanted.append((RESTAGE, Step(Do.RESTAGE)))
     # The running system first, then what would run next.
     for deployment in dict.fromkeys(one for one in (facts.booted, facts.following) if one is not None):
-        if deployment.key in look.lacking:
+        if deployment.name in look.lacking:
             wanted.append((deployment.key, Step(Do.BIND, deployment)))
     return wanted
 
 
 def _is_to_be_declared(facts: Facts, staged: Deployment, look: Look) -> bool:
     """Whether a bind would end in declaring it ready, or in letting go of a hold that the policy no longer wants."""
-    if staged.key not in look.complete or staged.foreign_lock or held_by_order(facts) or staged.declared:
+    if staged.name not in look.complete or staged.foreign_lock or held_by_order(facts) or staged.declared:
         return False
     return facts.ours

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What systemd says of the whole system, asked on its own private socket.
+"""What systemd says of the whole system, asked on its own private socket, and a word to it from one of its commands.
 
 That socket is there when the system bus has gone already, and asking there takes no process: this is for the last
 moments of a shutdown. One call, whose bytes are always the same; anything but the expected answer is no answer.
@@ -7,6 +7,7 @@ moments of a shutdown. One call, whose bytes are always the same; anything but t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -34,6 +35,19 @@ def system_state(path: Path = SOCKET) -> str:
             return _answer(connection)
     except (OSError, ValueError, struct.error):
         return ""
+
+
+def ask_for_time(seconds: float) -> None:
+    """Have systemd wait for the end of this command, one of a unit's own, for `seconds` from now on.
+
+    The unit needs `NotifyAccess=exec`. Never raises: where nobody listens the unit's own limit stands.
+    """
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
+        connection.settimeout(_SECONDS)
+        connection.sendto(f"EXTEND_TIMEOUT_USEC={seconds * 1_000_000:.0f}".encode(), address)
 
 
 def _greeted(connection: socket.socket) -> bool:

@@ -57,6 +57,11 @@ class Deployment:
         """Stable name on the bus and in records: `<checksum>.<serial>`, as ostree names the directory."""
         return f"{self.checksum}.{self.serial}"
 
+    @property
+    def name(self) -> str:
+        """`<stateroot>/<key>`, which no two have in common: each stateroot counts its deployments itself."""
+        return f"{self.stateroot}/{self.key}"
+
 
 class UseProblem(StrEnum):
     """Why a bound unit would not really run from the bound image store (its value is the code on the bus)."""
@@ -259,6 +264,7 @@ class Verdict:
     deployment: str = ""  # key of the deployment that it was about
     digest: str = ""
     reasons: tuple[tuple[str, str], ...] = ()  # (code, sentence)
+    stays: str = ""  # Deployment.name of what ran and was to come up again; empty when something else may
 
 
 @dataclass(frozen=True, slots=True)

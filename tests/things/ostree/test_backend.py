@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lashd.things.host import find_host
+from lashd.things.host import find_deployments, find_host
+from lashd.things.inotify import Watcher
 from lashd.things.ostree.backend import OstreeBackend
 from lashd.things.ostree.client import Worker
+from lashd.things.ostree.lockfile import ASIDE, STAGED
 from lashd.words.config import settings_from
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import Deployment, HostImage, Owed
@@ -159,6 +163,62 @@ def test_no_ostree(tmp_path: Path) -> None:
     with pytest.raises(LashdError) as caught:
         find_host(settings_from({"host": {"sysroot": tmp_path}}))
     assert caught.value.name == ErrorName.UNSUPPORTED_HOST
+
+
+@pytest.mark.parametrize(
+    ("note", "sentence"),
+    [
+        (None, "Nothing is staged now."),
+        ('{"depl_id":"%s","finalization_locked":false}' % ("a1" * 64), "held by nobody before the shutdown."),
+        ('{"depl_id":"%s","finalization_locked":true}' % ("a1" * 64), "held by somebody else than lashd."),
+        ("{", "cannot be understood"),
+    ],
+)
+def test_a_composefs_host(tmp_path: Path, note: str | None, sentence: str) -> None:
+    """It is told what is so there, and how an operator lets something through."""
+    for name in ("proc", "run/composefs"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "proc/cmdline").write_text(f"composefs={'b2' * 64} rw\n")
+    if note is not None:
+        (tmp_path / "run/composefs/staged-deployment").write_text(note)
+    settings = settings_from({"paths": {"root": tmp_path, "composefs_run": tmp_path / "run/composefs"}})
+    for find in (find_host, find_deployments):
+        with pytest.raises(LashdError, match=sentence) as caught:
+            find(settings)
+        assert caught.value.name == ErrorName.UNSUPPORTED_HOST
+        assert "held back at shutdown" in caught.value.message
+        assert note == "{" or "/usr/lib/lashd/gate release" in caught.value.message
+        assert caught.value.message.endswith(".")
+
+
+async def test_what_is_watched(host: Host) -> None:
+    """Also what bootc tells by; none of it need exist."""
+    watched = host.backend.watched()
+    assert {host.settings.paths.composefs_run, host.sysroot / "ostree/bootc"} <= set(watched)
+    assert not (host.sysroot / "ostree/bootc").exists()
+    told = asyncio.Event()
+    watcher = Watcher(watched, told.set)
+    watcher.start()
+    try:
+        for change in ((host.sysroot / "ostree/bootc").mkdir, lambda: os.utime(host.sysroot / "ostree/bootc")):
+            told.clear()
+            change()
+            await asyncio.wait_for(told.wait(), 5)
+    finally:
+        watcher.close()
+
+
+async def test_what_a_killed_gate_left_aside_comes_back(host: Host) -> None:
+    """A soft reboot keeps it. What was staged since is what counts."""
+    run = host.settings.paths.ostree_run
+    run.mkdir(parents=True, exist_ok=True)
+    (run / ASIDE).write_bytes(b"note")
+    await host.backend.recover()
+    assert (run / STAGED).read_bytes() == b"note"
+    (run / ASIDE).write_bytes(b"older")
+    await host.backend.recover()
+    assert (run / STAGED).read_bytes() == b"note"
+    assert not (run / ASIDE).exists()
 
 
 async def test_an_interpreter_without_the_bindings(host: Host, tmp_path: Path) -> None:

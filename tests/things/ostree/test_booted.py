@@ -104,6 +104,11 @@ with Watch() as watch:
 said["watch"] = [watch.gaps, watch.staged > 10]
 look("staged")
 said["keys"] = [first.key, second.key]
+said["key after staging"] = [b"locked" in (RUN / STAGED).read_bytes(), [path.name for path in RUN.glob(".lashd*")]]
+admin("lock-finalization")
+said["release of a key that was set during the upgrade"] = await refused(backend.release(second))
+admin("lock-finalization", "--unlock")
+await backend.hold(second)
 said["root"] = (second.root / "usr/lib/os-release").exists()
 said["origin"] = backend.deployments()[0].image.reference
 said["hold another"] = await refused(backend.hold(first))
@@ -140,7 +145,9 @@ look("dropped")
     assert said["root"]
     assert said["origin"] == "example.com/other:1"
     assert said["staged"] == [["2", ["staged"], True], BOOTED_1]
-    assert said["staged lock"] == [second, True, False]
+    assert said["staged lock"] == [second, False, False]
+    assert said["key after staging"] == [False, []]
+    assert said["release of a key that was set during the upgrade"] == "Held"
     assert said["hold another"] == said["release another"] == "DigestMismatch"
     assert said["roll back"] == "WouldDropStaged"
     assert said["discard booted"] == "InvalidArgument"

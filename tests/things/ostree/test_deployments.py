@@ -14,7 +14,7 @@ import pytest
 from lashd.things.ostree import deployments as module
 from lashd.things.ostree import facts
 from lashd.things.ostree.deployments import OstreeSysroot
-from lashd.things.ostree.lockfile import NOTE, Lock, disown_key, read_lock, remove_lock, write_lock
+from lashd.things.ostree.lockfile import NOTE, Lock, disown_key, key_is_ours, read_lock, remove_lock, write_lock
 from lashd.words.model import Deployment, HostImage, Role
 from lashd.words.progress import ignore
 from tests.things.ostree.conftest import Host, needs_root
@@ -183,6 +183,24 @@ async def test_a_second_look_costs_next_to_nothing(host: Host, monkeypatch: pyte
     assert sysroot.deployments() != first
 
 
+async def test_no_list_of_earlier_is_given_after_one_that_failed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    await deploy(host, "1", "1")
+    sysroot = OstreeSysroot(host.settings)
+    assert len(sysroot.deployments()) == 1
+    await deploy(host, "2", "2")
+    original = module.boot_entries
+
+    def broken(entries: Path) -> list[facts.BootEntry]:
+        raise TypeError("unforeseen")
+
+    monkeypatch.setattr(module, "boot_entries", broken)
+    for _ in range(3):
+        with pytest.raises(TypeError):
+            sysroot.deployments()
+    monkeypatch.setattr(module, "boot_entries", original)
+    assert len(sysroot.deployments()) == 2
+
+
 async def test_entries_are_sorted_as_libostree_does(tmp_path: Path) -> None:
     entries = {"a": "9", "b": "10", "c": "", "d": "2"}
     for name, version in entries.items():
@@ -238,8 +256,11 @@ async def test_the_key_that_a_killed_worker_set_is_known_as_ours(host: Host) -> 
         (run / NOTE).write_text(staged.checksum)
         if lock is not None:
             write_lock(run, lock)
-        assert backend.deployments()[0].foreign_lock
+        # Whoever looks before the daemon is back (the gate, at a reboot) knows it, too.
+        found = backend.deployments()[0]
+        assert (found.locked, found.foreign_lock) == (True, False)
         await backend.recover()
+        assert key_is_ours(run)
         assert read_lock(run) == Lock(staged.key)
         assert not backend.deployments()[0].foreign_lock
         assert not (run / NOTE).exists()
@@ -249,6 +270,12 @@ async def test_the_key_that_a_killed_worker_set_is_known_as_ours(host: Host) -> 
         held = backend.deployments()[0]
         assert (held.locked, held.foreign_lock) == (True, False)
         await backend.hold(held)
+    # It was killed when the key was gone already: nothing is said of one that somebody sets now.
+    write_variant(run / "anew", f"{{{target}}}")
+    (run / "anew").rename(run / "staged-deployment")
+    (run / NOTE).write_text(staged.checksum)
+    await backend.recover()
+    assert (key_is_ours(run), (run / NOTE).exists(), backend.deployments()[0].foreign_lock) == (False, False, False)
     # The same once more, but written by somebody else.
     write_variant(run / "anew", f"{{{target}, 'locked': <true>}}")
     (run / "anew").rename(run / "staged-deployment")

@@ -79,3 +79,11 @@ def test_whose_key_it_is(tmp_path: Path) -> None:
     assert not key_is_ours(tmp_path)
     disown_key(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.write_bytes(b"lashd\n" * 1000)])
+def test_what_is_no_such_file_is_somebody_elses_and_not_waited_for(tmp_path: Path, make) -> None:
+    make(tmp_path / LOCK)
+    assert read_lock(tmp_path) == Lock()
+    assert write_lock(tmp_path, Lock(KEY)) == Lock()
+    assert read_lock(tmp_path) == Lock()

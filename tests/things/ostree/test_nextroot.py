@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,10 +30,18 @@ def note(run: Path, root: Path) -> None:
 def test_which_one_is_prepared(deployments: list[Deployment], tmp_path: Path) -> None:
     assert prepared(tmp_path, deployments) is None
     note(tmp_path, deployments[1].root)
-    assert prepared(tmp_path, deployments) == deployments[1].key
+    assert prepared(tmp_path, deployments) == deployments[1].name
     assert prepared(tmp_path, deployments[:1]) == UNKNOWN
     deployments[1].root.rmdir()
     assert prepared(tmp_path, deployments) == UNKNOWN
+
+
+def test_the_same_commit_in_two_stateroots(deployments: list[Deployment], tmp_path: Path) -> None:
+    twins = [deployments[0], replace(deployments[0], stateroot="other", root=deployments[1].root)]
+    for one in twins:
+        note(tmp_path, one.root)
+        assert prepared(tmp_path, twins) == one.name
+    assert len({one.name for one in twins}) == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 40, b"x"])

@@ -7,15 +7,26 @@ import asyncio
 import os
 from pathlib import Path
 
-from lashd.things.host import Fetched, Staging
+from lashd.things.host import Fetched, HostOutline, Staging
 from lashd.things.ostree import names, nextroot
 from lashd.things.ostree.checkouts import unlisted
 from lashd.things.ostree.client import Worker, require_root
 from lashd.things.ostree.deployments import find_sysroot
-from lashd.things.ostree.facts import parse_origin, read, staged_arguments, staged_initrds
+from lashd.things.ostree.facts import parse_origin, read, staged_arguments, staged_initrds, staged_locked
 from lashd.things.ostree.fetch import ImageFetch, OpenProxy
-from lashd.things.ostree.image import check_signature_rule
-from lashd.things.ostree.lockfile import NOTE, STAGED, Lock, disown_key, own_key, read_lock, remove_lock, write_lock
+from lashd.things.ostree.image import check_signature_rule, read_host_manifest
+from lashd.things.ostree.lockfile import (
+    NOTE,
+    STAGED,
+    Lock,
+    disown_key,
+    noted_commit,
+    own_key,
+    put_back,
+    read_lock,
+    remove_lock,
+    write_lock,
+)
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.files import sync_filesystem
@@ -41,7 +52,9 @@ class OstreeBackend:
         return unlisted(self._settings.host.sysroot, self.deployments())
 
     def watched(self) -> tuple[Path, ...]:
-        return (self._settings.paths.ostree_run, *self._sysroot.watched())
+        # Also what bootc tells by: the time of its own directory, and on another kind of host its note.
+        bootc = (self._settings.paths.composefs_run, self._settings.store.parent)
+        return (self._settings.paths.ostree_run, *bootc, *self._sysroot.watched())
 
     def staging(self, deployment: Deployment) -> Staging:
         origin = read(deployment.root.with_name(deployment.root.name + ".origin")).decode("utf-8", "replace")
@@ -74,6 +87,13 @@ class OstreeBackend:
         async with self._open_proxy() as proxy:
             opened = await proxy.open(names.skopeo_name(image.transport, image.reference))
             return (await proxy.manifest(opened))[0]
+
+    async def outline(self, image: HostImage) -> HostOutline:
+        check_signature_rule(image, self._settings.paths.root)
+        async with self._open_proxy() as proxy:
+            opened = await proxy.open(names.skopeo_name(image.transport, image.reference))
+            said = read_host_manifest(*(await proxy.manifest(opened)), await proxy.config(opened))
+        return HostOutline(said.digest, said.version, sum(layer.size for layer in said.layers))
 
     async def fetch(
         self, image: HostImage, *, expected_digest: str | None, report: Report, by_digest: bool = False
@@ -129,6 +149,8 @@ class OstreeBackend:
         return (await self.fetch(image, expected_digest=owed.digest, report=report, by_digest=True)).checksum
 
     async def recover(self) -> None:
+        # A soft reboot keeps what a gate that was killed left.
+        put_back(self._settings.paths.ostree_run)
         present = read_lock(self._settings.paths.ostree_run)
         # Killed between holding and staging. What somebody else stages next is not ours to hold by accident.
         if present is not None and present.ours and self._staged() is None:
@@ -159,14 +181,13 @@ class OstreeBackend:
 
     def _recover_key(self) -> None:
         run, staged = self._settings.paths.ostree_run, self._staged()
-        commit = read(run / NOTE).decode("ascii", "replace")
-        if staged is not None and staged.checksum == commit and staged.foreign_lock:
+        commit = noted_commit(run)
+        if staged is not None and staged.checksum == commit and staged_locked(read(run / STAGED)):
             present = read_lock(run)
             if present is None or present.is_for(staged.key):
                 own_key(run)
                 write_lock(run, Lock(staged.key))
-        if commit:
-            (run / NOTE).unlink(missing_ok=True)
+        (run / NOTE).unlink(missing_ok=True)
         if staged is None:
             disown_key(run)
 

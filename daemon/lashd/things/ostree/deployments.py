@@ -12,6 +12,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from lashd.things import composefs
 from lashd.things.gvariant import parse
 from lashd.things.ostree.facts import (
     DEPLOYMENT_NAME,
@@ -24,7 +25,7 @@ from lashd.things.ostree.facts import (
     read,
     staged_name,
 )
-from lashd.things.ostree.lockfile import LOCK, STAGED, key_is_ours, look_at_lock
+from lashd.things.ostree.lockfile import LOCK, NOTE, STAGED, key_is_ours, look_at_lock
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import Deployment, Role
@@ -36,6 +37,8 @@ _COMMITS_KEPT = 256
 def find_sysroot(settings: Settings) -> OstreeSysroot:
     """The ostree sysroot of this host, or the one in a directory. Raises UnsupportedHost when there is none."""
     sysroot = OstreeSysroot(settings)
+    if settings.booted_sysroot and composefs.is_host(settings):
+        raise LashdError(ErrorName.UNSUPPORTED_HOST, composefs.refusal(settings))
     if not sysroot.repository.is_dir():
         raise LashdError(
             ErrorName.UNSUPPORTED_HOST,
@@ -76,9 +79,13 @@ class OstreeSysroot:
             self._stamps.clear()
             for path in (self._boot / "loader", self._boot / "loader/entries", self._sysroot / "ostree/deploy"):
                 self._stamps[path] = _stamp(path)
-            for path in (self._run / STAGED, self._run / LOCK):
+            for path in (self._run / STAGED, self._run / LOCK, self._run / NOTE):
                 self._stamps[path] = _stamp(path)
-            self._known = self._list()
+            try:
+                self._known = self._list()
+            except BaseException:
+                self._stamps.clear()  # what was known before is not what is there now
+                raise
         return self._known
 
     def commit(self, checksum: str) -> CommitFacts:
@@ -175,7 +182,7 @@ def _hold(run: Path, key: str, *, key_set: bool) -> tuple[bool, bool, bool]:
     `key_set`: its own file says that it is locked.
     """
     lock = look_at_lock(run)
-    foreign_key = key_set and not key_is_ours(run)
+    foreign_key = key_set and not key_is_ours(run, key.partition(".")[0])
     if lock is None:
         return key_set, False, foreign_key
     declared = lock.is_for(key) and lock.ready and not key_set

@@ -30,7 +30,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def prepared(ostree_run: Path, deployments: Iterable[Deployment]) -> str | None:
-    """Key of the deployment that a soft reboot would bring up, None when none is prepared.
+    """Name of the deployment that a soft reboot would bring up, None when none is prepared.
 
     UNKNOWN when one is prepared that is none of `deployments`.
     """
@@ -49,8 +49,13 @@ def prepared(ostree_run: Path, deployments: Iterable[Deployment]) -> str | None:
         with contextlib.suppress(OSError):
             found = deployment.root.stat()
             if (found.st_dev, found.st_ino) == wanted:
-                return deployment.key
+                return deployment.name
     return UNKNOWN
+
+
+def mounted(nextroot: Path = NEXTROOT) -> bool:
+    """Whether anything is mounted there, whoever did it. Raises OSError."""
+    return bool(_mounts(nextroot))
 
 
 def take_down(ostree_run: Path, nextroot: Path = NEXTROOT) -> None:

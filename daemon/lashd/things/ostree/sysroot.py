@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,13 +18,14 @@ from gi.repository import Gio, GLib, OSTree  # noqa: E402  (the version has to b
 
 from lashd.things.ostree import names  # noqa: E402
 from lashd.things.ostree.lockfile import (  # noqa: E402
+    ASIDE,
     NOTE,
     STAGED,
     STAGING,
     Lock,
     disown_key,
     key_is_ours,
-    own_key,
+    put_back,
     read_lock,
     remove_lock,
     write_lock,
@@ -98,7 +100,7 @@ class Sysroot:
         with_key = hasattr(options, "locked")
         if with_key:
             # The one hold that is there in the same instant as the deployment, and survives what libostree does
-            # afterwards: it removes the lock file once it has removed a deployment that was staged before.
+            # meanwhile: it removes the lock file once it has removed a deployment that was staged before.
             options.locked = True
         before = read_lock(_RUN)
         if before is None:
@@ -112,12 +114,14 @@ class Sysroot:
                 remove_lock(_RUN)
             (_RUN / NOTE).unlink(missing_ok=True)
             raise
-        if with_key:
-            own_key(_RUN)
         # A lock of somebody else's held the deployment that has just been replaced: newer versions of libostree
         # remove it themselves.
         write_lock(_RUN, Lock(_key(new)), take_over=before is not None)
-        (_RUN / NOTE).unlink(missing_ok=True)
+        if with_key:
+            # From now on the lock file holds it, and a key can only be somebody else's: whoever locks it while its
+            # images are fetched would be told that it is locked already, and we would take his lock for ours.
+            _take_key_off()
+            (_RUN / NOTE).unlink(missing_ok=True)
         return _key(new)
 
     def restage(self, commit: str, origin: str, stateroot: str, kargs: Sequence[str] | None) -> str:
@@ -205,7 +209,9 @@ class Sysroot:
             )
         lock = read_lock(_RUN)
         key_set = _has_locked_key(staged)
-        if (lock is not None and not (lock.ours and lock.is_for(key))) or (key_set and not key_is_ours(_RUN)):
+        if (lock is not None and not (lock.ours and lock.is_for(key))) or (
+            key_set and not key_is_ours(_RUN, staged.get_csum())
+        ):
             raise LashdError(
                 ErrorName.HELD,
                 f"The staged deployment {key} is locked by someone else, so lashd does not release it; "
@@ -215,6 +221,7 @@ class Sysroot:
             # Takes the lock file with it. What is staged was verified, and the gate looks whoever holds.
             self._sysroot.change_finalization(staged)
             disown_key(_RUN)
+        (_RUN / NOTE).unlink(missing_ok=True)
         write_lock(_RUN, Lock(key, ready=True))
 
     def prune(self, keep: Sequence[str]) -> dict[str, int]:
@@ -254,16 +261,15 @@ def _staged_aside() -> Iterator[None]:
     """What is staged is not there in here, and afterwards it is again, by the very same file.
 
     While libostree knows of it, it writes no other order of what is installed, and says nothing of that; told to go on
-    without it, it removes its directory, too.
+    without it, it removes its directory, too. Who is killed in here leaves it aside; packaging/libexec/passed then puts
+    it back.
     """
-    note, aside = _RUN / STAGED, _RUN / f".{STAGED}.aside"
     with contextlib.suppress(FileNotFoundError):
-        note.rename(aside)
+        (_RUN / STAGED).rename(_RUN / ASIDE)
     try:
         yield
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            aside.rename(note)
+        put_back(_RUN)
 
 
 def _key(deployment: Any) -> str:
@@ -273,6 +279,22 @@ def _key(deployment: Any) -> str:
 def _name(deployment: Any) -> tuple[str, str]:
     """What no two deployments have in common: each stateroot counts its deployments of a commit for itself."""
     return deployment.get_osname(), _key(deployment)
+
+
+def _take_key_off() -> None:
+    """Write ostree's note of what is staged anew without the key `locked`. Not by libostree, which would remove the
+    lock file at that: for a moment nothing would hold."""
+    note, partial = _RUN / STAGED, _RUN / f".{STAGED}.lashd"
+    said = GLib.Variant.new_from_bytes(GLib.VariantType("a{sv}"), GLib.Bytes.new(note.read_bytes()), False)
+    kept = GLib.VariantDict.new(said)
+    if not kept.remove("locked"):
+        return
+    try:
+        partial.write_bytes(kept.end().get_data_as_bytes().get_data())
+        partial.chmod(stat.S_IMODE(note.stat().st_mode))
+        partial.rename(note)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _has_locked_key(deployment: Any) -> bool:
