@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from demo import images
 from demo.host import Host
 from demo.images import Version
 from tests.host.conftest import HostImages, publish
-from tests.host.test_walk import lashctl, states, version_of, wait_for_page
+from tests.host.test_walk import described, lashctl, states, version_of, wait_for_page
 from tests.support.registry import Registry
 
 pytestmark = pytest.mark.host
@@ -154,3 +155,78 @@ def test_a_unit_with_a_wrong_name_is_not_started(host: Host, host_registry: Regi
     assert host.run(CHECK).output.count("is complete") == 3
     assert host.run("ls", "/run/lashd").output.split().count("activation.json") == 0
     assert not Path(f"/proc/{host.leader()}/root/run/systemd/system/web.service.d").exists()
+
+
+def test_activation_that_failed_and_a_layer_that_is_damaged(
+    host: Host, host_registry: Registry, moved: Version
+) -> None:
+    """What runs another image than it should, or layers that were replaced, is named until it is restarted."""
+    publish(host_registry, moved)
+    lashctl(host, "upgrade")
+    # Activation is ended before it has done or said anything, and the daemon comes after the containers.
+    write(
+        host, "/etc/systemd/system/lashd-activate.service.d/fail.conf", "[Service]\nExecStart=\nExecStart=/bin/false\n"
+    )
+    write(host, "/etc/systemd/system/lashd.service.d/late.conf", "[Unit]\nAfter=web.service\n")
+    host.reboot()
+    assert version_of(host) == "2", host.journal(200)
+    assert wait_for_page(host) == "Ahoy from web 1\n"
+    (sentence,) = restarts_told(host)
+    assert sentence.startswith("web.service was started before ")
+    assert states(host, "booted") == {"web": "present", "agent": "present", "probe": "present"}
+    assert restarts_told(host) == [sentence]
+    host.run("systemctl", "restart", "web")
+    assert wait_for_page(host) == "Ahoy from web 2\n"
+    assert restarts_told(host, 0) == []
+
+    # One byte of the page that is being served.
+    change = (
+        "mount -o remount,rw /sysroot && cd /usr/lib/bootc/storage/overlay && "
+        "file=$(grep -rl 'Ahoy from web 2' --include=index.html .) && stat -c %y $file > /tmp/when && "
+        "sed -i 's/Ahoy/Ahoi/' $file && touch -d \"$(cat /tmp/when)\" $file"
+    )
+    host.run("unshare", "--mount", "--propagation", "private", "sh", "-c", change)
+    lashctl(host, "verify", "--deep", status=18)
+    # lashd fetches it again by itself; what runs keeps the layers that it was started from.
+    (sentence,) = restarts_told(host)
+    assert sentence.startswith("web.service was started before ")
+    assert wait_for_page(host).endswith("from web 2\n")
+    assert states(host, "booted") == {"web": "present", "agent": "present", "probe": "present"}
+    lashctl(host, "verify", "--deep")
+    host.run("systemctl", "restart", "web")
+    assert wait_for_page(host) == "Ahoy from web 2\n"
+    assert restarts_told(host, 0) == []
+    aside = "/usr/lib/bootc/storage/lashd-aside"
+    assert host.run("ls", aside).output.strip()
+
+    # A mistake in the settings keeps no name from its meaning.
+    lashctl(host, "rollback")
+    (key,) = (one["key"] for one in described(host)["deployments"] if "booted" not in one["roles"])
+    change = (
+        "mount -o remount,rw /sysroot && cd /sysroot/ostree/deploy/*/deploy/$0/etc && "
+        "rm -r systemd/system/lashd-activate.service.d && mkdir -p lashd/lashd.d && "
+        "echo '[gate]\npolcy = 1' > lashd/lashd.d/10.toml"
+    )
+    host.run("unshare", "--mount", "--propagation", "private", "sh", "-c", change, key)
+    host.reboot()
+    assert version_of(host) == "1", host.journal(200)
+    assert wait_for_page(host) == "Ahoy from web 1\n"
+    assert shown(host, "lashd-activate", "Result") == {"Result": "success"}
+    assert "10.toml: 'gate.polcy'" in host.run("journalctl", "--unit=lashd-activate", "--boot").output
+    host.run("rm", "/etc/lashd/lashd.d/10.toml")
+    host.run("systemctl", "reset-failed", "lashd", check=False)
+    host.run("systemctl", "restart", "lashd")
+    assert states(host, "booted") == {"web": "present", "agent": "present"}
+    assert not host.run("ls", aside).output.strip(), "of an earlier boot"
+    assert host.run("test", "-s", "/usr/share/doc/lashd/README.md").status == 0
+
+
+def restarts_told(host: Host, seconds: float = 60) -> list[str]:
+    """What status says of services that are to be restarted; waited for."""
+    deadline = time.monotonic() + seconds
+    while True:
+        document = described(host)
+        found = [each["message"] for each in document["blockedBy"] if each["code"] == "restart-needed"]
+        if found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.5)

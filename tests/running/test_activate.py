@@ -17,10 +17,12 @@ import pytest
 
 from lashd.running import activate as activation
 from lashd.running import booted as module
+from lashd.running import restarts
 from lashd.running.activate import main, read_report
 from lashd.steps.names import kept_name
 from lashd.steps.record import Records
 from lashd.things.store import Store
+from lashd.words import config
 from lashd.words import files as durable
 from lashd.words import run as runner
 from lashd.words.config import Settings
@@ -335,9 +337,49 @@ def test_what_cannot_be_judged_is_no_success(host: Booted, capfd: pytest.Capture
     capfd.readouterr()
     assert host.activate() == 1
     assert str(record) in capfd.readouterr().err
-    host.set("[gate]\nstrict_names = 7\n")
-    assert host.activate() == 1
-    assert "strict_names" in capfd.readouterr().err
+    (told,) = read_report(host.settings).items()
+    assert told[0] == "lashd-activate.service"
+    assert str(record) in told[1]
+
+
+@pytest.mark.parametrize("text", ["[gate]\nstrict_names = 7\n", "[gaet]\nx = 1\n", "[", "\udcff"])
+def test_settings_that_cannot_be_read_keep_no_name_from_its_meaning(
+    text: str, host: Booted, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(config, "DEFAULT", host.settings)
+    put(host.store, NEW, f"{WEB}@{NEW.digest}")
+    host.record(NEW)
+    wrong = Path(host.options[1], "60-wrong.toml")
+    wrong.write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert host.activate("--check") == 1, "the name is not given yet"
+    assert host.activate() == 0
+    assert digest_of(host.store, FLOATING) == NEW.digest
+    assert str(wrong) in capfd.readouterr().err
+    assert host.activate("--check") == 0
+    assert read_report(host.settings) == {}
+
+
+async def test_a_service_that_runs_what_its_name_meant_before_is_named_until_it_is_restarted(host: Booted) -> None:
+    put(host.store, NEW, f"{WEB}@{NEW.digest}")
+    host.record(NEW)
+    units = host.settings.paths.root / "run/systemd/units"
+    units.mkdir(parents=True)
+    running = units / "invocation:web.service"
+    for service in ("web.service", "agent.service"):
+        (units / f"invocation:{service}").symlink_to("1" * 32)
+    found = module.look(host.settings)
+    assert found is not None
+    assert await activation.activate(host.settings, found) == {}
+    (sentence,) = restarts.pending(host.settings)
+    assert sentence.startswith(f"web.service was started before {FLOATING} ")
+    assert "'systemctl restart web.service'" in sentence
+    # Nothing more has moved: what is known stays known.
+    assert await activation.activate(host.settings, found) == {}
+    assert restarts.pending(host.settings) == [sentence]
+    running.unlink()
+    assert restarts.pending(host.settings) == [], "it has ended"
+    running.symlink_to("2" * 32)
+    assert restarts.pending(host.settings) == [], "it was restarted"
 
 
 # ---- --check ----

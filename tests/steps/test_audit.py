@@ -141,3 +141,17 @@ async def test_an_index_that_cannot_be_read(store: Store) -> None:
     with pytest.raises(LashdError) as caught:
         await audit((bound(f"{WEB}:1"),), None, store, frozenset())
     assert caught.value.name is ErrorName.STORE_DAMAGED
+
+
+async def test_every_image_that_is_not_as_it_should_be_is_named(store: Store) -> None:
+    images = [bound(f"{WEB}:{number}") for number in range(12)]
+    rows = await audit(images, None, store, frozenset())
+    with pytest.raises(LashdError) as caught:
+        require_sound(rows, "booted")
+    told = caught.value.message
+    assert told.startswith("11 of 12 bound images are not as recorded.")
+    assert all(f"{WEB}:{number} is not in the store" in told for number in (0, 2, 8))
+    assert "The same is true of 3 more." in told
+    assert "'lashctl bind booted' repairs" in told
+    with pytest.raises(LashdError, match="'lashctl bind' repairs"):
+        require_sound(rows)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lashd.steps.decide import Decision, at_shutdown, decide
+from lashd.steps.decide import Decision, at_shutdown, decide, unread_at_shutdown
 from lashd.words.model import BadEntry, BoundImage, Deployment, Discovery, ImageState, Order, Record, RecordedImage
 from lashd.words.reference import Reference
 
@@ -163,3 +163,35 @@ def test_an_order_to_hold_is_good_for_the_same_content_staged_again() -> None:
     again = replace(STAGED, serial=STAGED.serial + 1)
     assert not at_shutdown(again, YES, HOLD, "hold").release
     assert not at_shutdown(again, NO, LET, "hold").release
+
+
+# ---- what cannot be read: bootc's composefs backend ----
+
+ID = "c3" * 64
+
+
+@pytest.mark.parametrize(
+    ("policy", "ordered", "foreign", "release", "codes"),
+    [
+        ("hold", None, False, False, ["unsupported"]),
+        ("hold", True, False, False, ["unsupported", "ordered"]),
+        ("hold", False, False, True, ["unsupported", "ordered"]),
+        ("warn", None, False, True, ["unsupported"]),
+        ("warn", True, False, False, ["unsupported", "ordered"]),
+        ("off", None, False, True, []),
+        ("off", True, False, False, ["ordered"]),
+        ("hold", False, True, False, ["foreign-lock"]),
+        ("off", False, True, False, ["foreign-lock"]),
+    ],
+)
+def test_what_cannot_be_read_passes_by_somebodys_word_only(
+    policy: Literal["hold", "warn", "off"], ordered: bool | None, foreign: bool, release: bool, codes: list[str]
+) -> None:
+    order = None if ordered is None else Order(ID, "", ordered, 7, "", 1)
+    decision = unread_at_shutdown(ID, order, policy, foreign=foreign)
+    assert (decision.release, [code for code, _ in decision.reasons]) == (release, codes)
+    assert all(sentence.endswith(".") for _, sentence in decision.reasons)
+    other = None if order is None else replace(order, deployment="d4" * 64)
+    assert unread_at_shutdown(ID, other, policy, foreign=foreign) == unread_at_shutdown(
+        ID, None, policy, foreign=foreign
+    )

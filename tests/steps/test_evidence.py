@@ -7,10 +7,12 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from lashd.steps import evidence
 from lashd.steps.evidence import came_between, gather
 from lashd.steps.record import Records
 from lashd.things.store import Store, StoredLayer
@@ -109,6 +111,23 @@ def test_a_layer_fetched_again_needs_a_new_record(deployment, store, records, si
     assert codes(deployment, store, records, time.time()) == ["unverified", "unverified"]
 
 
+def test_what_was_found_damaged_never_counts(deployment, store, records, since) -> None:
+    found = gather(deployment, store, records, since=since, now=time.time())
+    assert found.new is not None
+    records.write(found.new)
+    top = stored(store, AGENT).top_layer
+    assert records.distrust([store.index().layers[str(top)]])
+    assert codes(deployment, store, records, since) == ["unverified"], "although it came in this boot"
+    assert codes(deployment, store, records, since, installed=True) == ["unverified"]
+    # Fetched again, it is another copy.
+    edit_index(store, "layers", lambda all: [each | ({"created": now()} if each["id"] == top else {}) for each in all])
+    assert codes(deployment, store, records, since) == []
+
+
+def now() -> str:
+    return datetime.fromtimestamp(time.time(), UTC).isoformat()
+
+
 def mark_incomplete(store: Store) -> None:
     top = stored(store, AGENT).top_layer
     flags = {"incomplete": True}
@@ -187,3 +206,14 @@ def test_records_that_cannot_be_read_are_none(deployment, store, records, since,
 )
 def test_when_a_layer_came(created: str, counts: bool) -> None:
     assert came_between(replace(LAYER, created=created), 10, 20) is counts
+
+
+def test_whatever_goes_wrong_holds(deployment, store, records, since, monkeypatch) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("unforeseen")
+
+    monkeypatch.setattr(evidence, "discover", broken)
+    found = gather(deployment, store, records, since=since, now=time.time())
+    ((code, why),) = found.decision.reasons
+    assert (found.decision.release, code) == (False, "unknown")
+    assert "unforeseen" in why

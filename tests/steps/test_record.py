@@ -122,6 +122,29 @@ def test_a_layer_that_was_fetched_again_is_not_vouched_for(
     assert records.vouched({key: layer(key, created) for key, created in in_store.items()}) == vouched
 
 
+def test_what_was_found_damaged_is_vouched_for_by_no_record_any_more(directory: Path) -> None:
+    records = Records(directory)
+    records.write(RECORD)
+    other = replace(RECORD, deployment="b" * 64 + ".0")
+    records.write(other)
+    three, four = "3" * 64, "4" * 64
+    here = {three: layer(three, "x"), four: layer(four, "y")}
+    assert not records.distrust([layer(three, "another copy"), layer("5" * 64, "x")])
+    assert records.vouched(here) == {three, four}
+    assert records.distrust([here[three]])
+    # For whoever reads the files anew, too: it is on disk.
+    for each in (records, Records(directory)):
+        assert each.vouched(here) == {four}
+        assert each.vouched() == {four}
+        assert each.distrusted(here) == {three}
+        assert each.distrusted({three: layer(three, "later")}) == set(), "another copy of it"
+        assert each.problems() == ()
+    assert not records.distrust([here[three]])
+    # Read again and found sound: one record is enough.
+    records.write(RECORD)
+    assert records.vouched(here) == {three, four}
+
+
 def change(edit: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:
     def act(content: bytes) -> bytes:
         value = json.loads(content)

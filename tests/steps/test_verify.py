@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -258,6 +260,56 @@ async def test_everything_that_stands_on_a_damaged_layer_is_taken_out(store: Sto
     assert len(await repair(wanted, store)) == 2
     assert {image.id for image in store.index().images} == {LONE.image_id}
     assert set(store.index().layers) == set(layer_ids(store, f"{OTHER}:v1"))
+
+
+async def test_what_is_mounted_stays_whole_for_whoever_uses_it(store: Store, tmp_path: Path) -> None:
+    put(store, ONE, f"{AGENT}:v1")
+    put(store, LONE, f"{OTHER}:v1")
+    lowers = [store.root / "overlay" / layer / "diff" for layer in layer_ids(store, f"{AGENT}:v1")]
+    names = sorted(str(path.relative_to(lower)) for lower in lowers for path in lower.rglob("*") if path.is_file())
+    (tmp_path / "container").mkdir()
+    script = (
+        'mount -t overlay o -o "lowerdir=$0" "$1" && while read -r name; do sha256sum < "$1/$name" || echo gone; done'
+    )
+    container = subprocess.Popen(
+        ["unshare", "--mount", "--", "sh", "-c", script, ":".join(map(str, lowers)), tmp_path / "container"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def seen(name: str) -> str:
+        assert container.stdin is not None
+        assert container.stdout is not None
+        container.stdin.write(f"{name}\n")
+        container.stdin.flush()
+        return container.stdout.readline()
+
+    try:
+        harm_byte(store)
+        # One file is known to the container, the others it has never looked at.
+        first = seen(names[0])
+        contents = {name: next(each / name for each in lowers if (each / name).exists()).read_bytes() for name in names}
+        assert await repair([planned(ONE, f"{AGENT}:v1")], store)
+        assert not any(lower.exists() for lower in lowers)
+        put(store, ONE, f"{AGENT}:v1")
+        assert seen(names[0]) == first
+        for name, content in contents.items():
+            assert seen(name).split()[0] == hashlib.sha256(content).hexdigest()
+        await verify([planned(ONE, f"{AGENT}:v1")], store, frozenset(), deep=True)
+        aside = store.root / "lashd-aside"
+        (boot,) = aside.iterdir()
+        await store.drop_set_aside()
+        assert boot.exists(), "it may be mounted"
+        boot.rename(aside / "an-earlier-boot")
+        await store.drop_set_aside()
+        assert list(aside.iterdir()) == []
+    finally:
+        container.communicate(timeout=10)
+    # What nobody uses is just removed.
+    harm_byte(store)
+    assert await repair([planned(ONE, f"{AGENT}:v1")], store)
+    assert list(aside.iterdir()) == []
 
 
 async def test_what_is_only_missing_is_not_damaged(store: Store) -> None:

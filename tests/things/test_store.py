@@ -542,3 +542,32 @@ def _timed(action: Any) -> float:
     began = time.perf_counter()
     action()
     return time.perf_counter() - began
+
+
+@pytest.mark.parametrize("file", ["overlay-images/images.json", "overlay-layers/layers.json"])
+async def test_an_index_that_is_no_file_is_not_waited_for_and_set_aside(file: str, store: Store) -> None:
+    await store.ensure()
+    put(store, ONE, f"{AGENT}:v1")
+    (store.root / file).unlink(missing_ok=True)
+    os.mkfifo(store.root / file)
+    with pytest.raises(LashdError, match=file) as caught:
+        store.index()
+    assert caught.value.name is ErrorName.STORE_DAMAGED
+    (aside,) = await store.set_aside_damaged()
+    assert aside.is_fifo()
+    store.index()
+
+
+@pytest.mark.parametrize("name", ["link", "lower"])
+def test_a_layer_whose_description_is_no_file_is_not_there(name: str, store: Store) -> None:
+    put(store, ONE, f"{AGENT}:v1")
+    image = stored(store, f"{AGENT}:v1")
+    path = store.root / "overlay" / str(image.top_layer) / name
+    path.unlink()
+    os.mkfifo(path)
+    assert not store.complete(image)
+    big = store.root / "overlay-images" / image.id / big_data_name(f"manifest-{image.digest}")
+    assert store.big_data(image, f"manifest-{image.digest}")
+    big.unlink()
+    os.mkfifo(big)
+    assert store.big_data(image, f"manifest-{image.digest}") is None

@@ -40,21 +40,34 @@ def test_order_of_weight(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[pull]\nparallel = 'many'\n", ["10-x.toml", "pull.parallel", "Expected `int`"]),
+        ("[pull]\nparallel = 'many'\n", ["10-x.toml", "'pull.parallel': it must be a whole number, and not a text."]),
         ("[pull]\nparalel = 3\n", ["10-x.toml", "pull.paralel"]),
         ("[pull]\nparallel = -1\n", ["10-x.toml", "pull.parallel"]),
-        ("[pull]\nparallel = true\n", ["10-x.toml", "pull.parallel", "Expected `int`"]),
-        ("[pull]\nparallel = 65\nattempts = 0\n", ["'pull.parallel': Expected `int` <= 64", "'pull.attempts'"]),
-        ("[pull]\nstall_seconds = 0\n", ["'pull.stall_seconds': Expected `float` > 0"]),
+        ("[pull]\nparallel = true\n", ["'pull.parallel': it must be a whole number, and not true or false."]),
+        (
+            "[pull]\nparallel = 65\nattempts = 0\n",
+            ["'pull.parallel': it must be a whole number, at most 64.", "'pull.attempts'"],
+        ),
+        ("[pull]\nstall_seconds = 0\n", ["'pull.stall_seconds': it must be a number, greater than 0."]),
         ("[pull]\nstall_seconds = nan\n", ["pull.stall_seconds"]),
         ("[gate]\npolicy = 'of'\n", ["gate.policy", "'off'"]),
-        ("[gate]\nrestage = 'yes'\n", ["gate.restage", "Expected `bool`"]),
-        ("[host]\nsysroot = 3\n", ["host.sysroot", "path"]),
-        ("[reboot]\nwindows = 'Sat 02:00-04:00'\n", ["reboot.windows", "Expected `array`"]),
+        ("[gate]\nrestage = 'yes'\n", ["gate.restage", "it must be true or false, and not a text."]),
+        ("[host]\nsysroot = 3\n", ["host.sysroot", "it must be a path, and not a whole number."]),
+        ("[reboot]\nwindows = 'Sat 02:00-04:00'\n", ["reboot.windows", "it must be a list, and not a text."]),
+        ("[reboot]\nwhen = 'window'\n", ["10-x.toml", "'reboot.when' is \"window\"", "reboot.windows"]),
         ("[nonsense]\na = 1\n", ["10-x.toml", "nonsense"]),
         (f"a = {'[' * 5000}", ["10-x.toml"]),
         ("parallel = 1\n", ["10-x.toml", "'parallel'", "section"]),
         ("[pull\n", ["10-x.toml", "line 1"]),
+        (f"[pull]\nreserve_bytes = {'1' * 5000}\n", ["10-x.toml", "digits"]),
+        (f"[pull]\nreserve_bytes = 0x{'f' * 9000}\n", ["10-x.toml", "'pull.reserve_bytes'"]),
+        (f"[pull]\nstall_seconds = 0x{'f' * 9000}\n", ["10-x.toml", "'pull.stall_seconds'"]),
+        ("[paths]\nstate = 'var/lib/lashd'\n", ["10-x.toml", "'paths.state'", "'var/lib/lashd'", "absolute"]),
+        ("[paths]\nrun = ''\n", ["10-x.toml", "'paths.run'", "absolute"]),
+        ('[paths]\nroot = "/a\\u0000b"\n', ["10-x.toml", "'paths.root'", "path"]),
+        ("[host]\nsysroot = '.'\n", ["10-x.toml", "'host.sysroot'", "absolute"]),
+        ('[tools]\nskopeo = "a\\u0000b"\n', ["10-x.toml", "'tools.skopeo'", "program"]),
+        ("[tools]\npython = ''\n", ["10-x.toml", "'tools.python'", "program"]),
         ("\udcff".encode(errors="surrogateescape").decode("latin-1"), ["10-x.toml"]),
     ],
 )
@@ -73,6 +86,13 @@ def test_what_may_be_written(tmp_path: Path) -> None:
     assert isinstance(settings.pull.stall_seconds, float)
     assert settings.reboot.windows == ("Sat 02:00-04:00",)
     assert settings.gate.policy == "warn"
+
+
+def test_a_file_that_is_too_large_is_refused_by_name(tmp_path: Path) -> None:
+    line = "[pull]\nparallel = 1\n"
+    assert load([put(tmp_path / "etc", "10-x.toml", line + "#" * (2**20 - len(line)))]).pull.parallel == 1
+    with pytest.raises(LashdError, match=r"10-x\.toml.*more than 1048576 bytes"):
+        load([put(tmp_path / "etc", "10-x.toml", "#" * 2**20 + "\n[nonsense]\na = 1\n")])
 
 
 def test_files_that_hide_others_and_such_that_are_none(tmp_path: Path) -> None:

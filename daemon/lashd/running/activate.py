@@ -21,12 +21,13 @@ from lashd.steps.names import Digests, digests_of, give_names, moves, wrong_name
 from lashd.things import bars
 from lashd.things.store import Store
 from lashd.words import files
-from lashd.words.config import DIRECTORIES, Settings, load
+from lashd.words.config import DIRECTORIES, Settings, load_or_default
 from lashd.words.errors import LashdError
 from lashd.words.model import BoundImage
 
 # A boot is not kept waiting for longer; the unit's own limit is a little above.
 LIMIT_SECONDS = 120.0
+UNIT = "lashd-activate.service"
 _RELOAD_SECONDS = 30.0
 _REPORT = "activation.json"
 _BARRED = "barred"
@@ -62,6 +63,9 @@ async def activate(settings: Settings, booted: Booted) -> dict[str, str]:
     bound, store = booted.found.images, booted.store
     import asyncio
 
+    from lashd.running import restarts
+
+    before = restarts.meanings(bound, store)
     problem = ""
     try:
         wanted = moves(store.index(), bound, digests)
@@ -76,6 +80,9 @@ async def activate(settings: Settings, booted: Booted) -> dict[str, str]:
     except TimeoutError:
         problem = f"Giving names their meaning took longer than {LIMIT_SECONDS:.0f} seconds and was given up."
     wrong = {image.unit: sentence for image in bound if (sentence := _wrong(image, digests, store, problem))}
+    # At boot nothing runs yet; later it may.
+    for sentence in restarts.note(settings, before, restarts.meanings(bound, store)):
+        _say(_WARNING, sentence)
     if problem and not wrong:
         # The names are right, by the store's own word; what failed is the way there, or making it durable.
         _say(_WARNING, problem)
@@ -84,11 +91,14 @@ async def activate(settings: Settings, booted: Booted) -> dict[str, str]:
 
 
 def read_report(settings: Settings) -> dict[str, str]:
-    """The units whose name was wrong when this system booted, each with a sentence; empty when all were right."""
+    """The units whose name was wrong when this system booted, each with a sentence; empty when all were right.
+
+    Where activation failed altogether there is one, `UNIT`.
+    """
     try:
         report = json.loads(files.read_small(settings.paths.run / _REPORT, _REPORT_LIMIT))
         return {str(unit): str(sentence) for unit, sentence in report.items()}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}
 
 
@@ -155,8 +165,9 @@ async def _reload(services: Mapping[str, str]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 when all names are right (with --check: all images there), 1 when not, 2 for usage."""
     only_check, directories = _options(sys.argv[1:] if arguments is None else arguments)
+    # Else, for a mistake in a settings file, the new system would run the old one's applications.
+    settings = load_or_default(lambda sentence: _say(_ERROR, sentence), directories)
     try:
-        settings = load(directories)
         booted = look(settings)
         if booted is None:
             return 0
@@ -173,10 +184,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ["TMPDIR"] = os.fspath(settings.paths.run)
         return 1 if asyncio.run(activate(settings, booted)) else 0
     except LashdError as error:
-        _say(_ERROR, error.message)
+        problem = error.message
     except OSError as error:
-        _say(_ERROR, f"The names of the booted deployment could not be judged: {error}.")
+        problem = f"The names of the booted deployment could not be judged: {error}."
+    _say(_ERROR, problem)
+    if not only_check:
+        _note_failure(settings, problem)
     return 1
+
+
+def _note_failure(settings: Settings, problem: str) -> None:
+    """Leave word of an activation that failed altogether, for the daemon, which does it again."""
+    sentence = (
+        f"Image names were not given their meaning when this system booted, so services may run another image than "
+        f"they are bound to. {problem} lashd does it again once every bound image is there."
+    )
+    report = settings.paths.run / _REPORT
+    try:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        files.write_durably(report, json.dumps({UNIT: sentence}, indent=1).encode() + b"\n")
+    except OSError as error:
+        _say(_ERROR, f"That activation failed could not be noted in {settings.paths.run}: {error}.")
 
 
 def _options(arguments: Sequence[str]) -> tuple[bool, Sequence[Path]]:

@@ -65,5 +65,6 @@ class Adoption:
         except (LashdError, OSError) as error:
             log.warning("The booted deployment could not be adopted: %s", error)
         else:
-            log.info("The booted deployment %s was adopted with %d bound images", booted.key, len(record.images))
+            count = len(record.images)
+            log.info("What %s binds was taken over: %d %s", booted.key, count, "image" if count == 1 else "images")
             self._changed()

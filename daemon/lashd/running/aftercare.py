@@ -116,5 +116,9 @@ async def came_up(systemctl: str = "systemctl") -> bool:
         return True
     if done.stdout.decode(errors="replace").strip() in _COMING_UP:
         return False
-    failed = await run([systemctl, "is-failed", "--quiet", _JUDGE], timeout=_TIMEOUT)
-    return failed.status != 0
+    return not await has_failed(_JUDGE, systemctl)
+
+
+async def has_failed(unit: str, systemctl: str = "systemctl") -> bool:
+    """Whether systemd says that `unit` has failed. Raises Timeout, or HostCommandFailed without systemd."""
+    return (await run([systemctl, "is-failed", "--quiet", unit], timeout=_TIMEOUT)).status == 0

@@ -8,6 +8,7 @@ import logging
 import time
 from dataclasses import dataclass
 
+from lashd.running import restarts
 from lashd.running.passage import Passage
 from lashd.steps import pull as pulling
 from lashd.steps.discover import discover
@@ -53,11 +54,13 @@ class Binder:
         if staged:
             report(StageStarted(Stage.HOLD))
             await self.passage.hold(deployment)
+        self.records.require()
         report(StageStarted(Stage.DISCOVER))
         found = await asyncio.to_thread(discover, deployment.root, deployment.merges)
         record = self.records.get(deployment.key)
         if known_only:
             found = Discovery(tuple(image for image in found.images if is_known(image, record)), found.bad)
+        before, distrusted = restarts.meanings(found.images, self.store), self._distrusted()
         held = await asyncio.to_thread(held_names, deployment, self.backend.deployments(), self.records)
         # A damaged store is mended at most once: what is still damaged after that is a disk that cannot be trusted.
         ask = self.is_new(deployment)
@@ -67,7 +70,13 @@ class Binder:
             plan, images, _ = await self._fetch(found, record, held, report, ask=ask, last=True)
             changed = True
         assert images is not None
+        if self._distrusted() - distrusted:
+            # Somebody else has meanwhile read what was taken on trust here, and found it damaged.
+            images = await verify(plan.images, self.store, self._vouched(), report=report)
         changed |= await give_names(self.store, found.images, digests_of(plan), held)
+        if Role.BOOTED in deployment.roles:
+            for sentence in restarts.note(self.settings, before, restarts.meanings(found.images, self.store)):
+                log.warning("%s", sentence)
         report(StageStarted(Stage.RECORD))
         new = Record(deployment.key, deployment.digest, images, int(time.time()))
         if record is None or (record.images, record.host_digest) != (new.images, new.host_digest):
@@ -129,6 +138,12 @@ class Binder:
     def _vouched(self) -> frozenset[str]:
         """Layers that need no reading: a record vouches for just the copies that are in the store."""
         return self.records.vouched(self.store.index().layers)
+
+    def _distrusted(self) -> frozenset[str]:
+        try:
+            return self.records.distrusted(self.store.index().layers)
+        except LashdError:
+            return frozenset()  # it is mended before anything is taken from it
 
     def is_new(self, deployment: Deployment) -> bool:
         """Whether nothing has ever run with what its names mean. On a sysroot that is not booted nothing ever did."""

@@ -14,7 +14,6 @@ from lashd.steps.record import Records
 from lashd.steps.shutdowns import Shutdowns
 from lashd.things.host import Fetched, HostBackend
 from lashd.things.store import Store
-from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import Deployment, Role
 
 if TYPE_CHECKING:
@@ -30,11 +29,13 @@ class Chores:
     root: Path  # of the running system
 
     async def verify(self, deployment: Deployment, job: Job, *, deep: bool) -> Outcome:
-        """Details `findings`: a sentence for each image that is not as it should be. Raises what `require_sound` does,
-        and BoundImageInvalid when the deployment's root cannot be read."""
+        """Details `findings`: a sentence for each image that is not as it should be. No record vouches for what is
+        damaged any more, so that the next bind reads it and fetches it again. Raises what `require_sound` does, and
+        BoundImageInvalid when the deployment's root cannot be read."""
         # Imported when they are needed: the daemon at rest has no room for them.
         from lashd.steps.audit import audit, require_sound
 
+        self.records.require()
         found = await asyncio.to_thread(discover, deployment.root, deployment.merges)
         rows = await audit(
             found.images,
@@ -48,7 +49,10 @@ class Chores:
         findings = [row.sentence for row in rows if row.sentence]
         findings += [f"{entry.unit}: {entry.problem}" for entry in found.bad]
         job.details |= {"deployment": deployment.key, "findings": findings, "images": len(rows)}
-        require_sound(rows)
+        doubtful = [layer for row in rows for layer in row.doubtful]
+        if doubtful:
+            await asyncio.to_thread(self.records.distrust, doubtful)
+        require_sound(rows, _on_the_command_line(deployment))
         return Outcome(False)
 
     async def collect(self, job: Job, *, dry_run: bool) -> Outcome:
@@ -73,18 +77,19 @@ class Chores:
     def _present(self) -> Present:
         from lashd.steps.keep import Present
 
-        try:
-            records, damaged = self.records.load_all(), self.records.damaged()
-        except OSError as error:
-            raise LashdError(
-                ErrorName.STORE_DAMAGED,
-                f"The records in {error.filename} cannot be read ({error.strerror}), so it is unknown which images "
-                "must stay; make it a directory that root can read, or remove it.",
-            ) from error
+        self.records.require()
         return Present(
             deployments=self.backend.deployments(),
             owed=self.shutdowns.owed(),
-            records=records,
-            damaged=damaged,
+            records=self.records.load_all(),
+            damaged=self.records.damaged(),
             unlisted=self.backend.unlisted(),
         )
+
+
+def _on_the_command_line(deployment: Deployment) -> str:
+    """How 'lashctl bind' is told that `deployment` is meant: the staged one needs no word."""
+    if Role.STAGED in deployment.roles:
+        return ""
+    roles = (role.value for role in (Role.BOOTED, Role.ROLLBACK) if role in deployment.roles)
+    return next(roles, deployment.key)

@@ -86,10 +86,12 @@ class OwnWork:
 
     async def _mend_names(self) -> None:
         """Names that activation could not give at boot, and the services that it barred for that, once all is there."""
-        from lashd.running.activate import activate, read_report
+        from lashd.running.activate import UNIT, activate, read_report
+        from lashd.running.aftercare import has_failed
         from lashd.running.booted import look
 
-        if read_report(self._settings):
+        # Ended from outside it has left no report.
+        if read_report(self._settings) or await has_failed(UNIT):
             booted = await asyncio.to_thread(look, self._settings)
             if booted is not None:
                 await activate(self._settings, booted)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Audit: compare the store with what is recorded for a deployment. Looks only; `lashctl bind` repairs."""
+"""Audit: compare the store with what is recorded for a deployment. Looks only; a bind repairs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from enum import StrEnum
 from lashd.steps.adopt import own_digest
 from lashd.steps.examine import Finding, examine
 from lashd.steps.names import digests_of, wrong_names
-from lashd.things.store import Store
+from lashd.things.store import Store, StoredLayer
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import BoundImage, PlannedImage, Record
 from lashd.words.progress import Report, ignore
+
+# So many images are described in one error.
+_TOLD = 8
 
 
 class Condition(StrEnum):
@@ -33,6 +36,7 @@ class Audited:
     condition: Condition
     digest: str = ""  # the one that it should have; empty when nobody knows
     sentence: str = ""
+    doubtful: tuple[StoredLayer, ...] = ()  # what is damaged; where that is no layer, one that makes the image doubtful
 
 
 async def audit(
@@ -75,16 +79,25 @@ async def audit(
     return tuple(rows[image] for image in images)
 
 
-def require_sound(rows: Sequence[Audited]) -> None:
-    """Raise BoundImageMissing, or StoreDamaged when something is damaged, unless every row is as it should be."""
+def require_sound(rows: Sequence[Audited], which: str = "") -> None:
+    """Raise BoundImageMissing, or StoreDamaged when something is damaged, unless every row is as it should be.
+
+    `which` names the deployment on the command line, where that is not the one that a bind is about by itself.
+    """
     wrong = [row for row in rows if row.condition is not Condition.OK]
     if wrong:
         damaged = any(row.condition is Condition.DAMAGED for row in wrong)
         count = f"{len(wrong)} of {len(rows)} bound images {'is' if len(wrong) == 1 else 'are'} not as recorded."
         raise LashdError(
             ErrorName.STORE_DAMAGED if damaged else ErrorName.BOUND_IMAGE_MISSING,
-            f"{count} {wrong[0].sentence} 'lashctl bind' repairs what it can.",
+            f"{count} {_told(wrong)} '{' '.join(filter(None, ('lashctl bind', which)))}' repairs what it can.",
         )
+
+
+def _told(wrong: Sequence[Audited]) -> str:
+    sentences = list(dict.fromkeys(row.sentence for row in wrong))
+    more = len(sentences) - _TOLD
+    return " ".join([*sentences[:_TOLD], *([f"The same is true of {more} more."] if more > 0 else [])])
 
 
 def _judge(finding: Finding, record: Record | None) -> Audited:
@@ -92,10 +105,16 @@ def _judge(finding: Finding, record: Record | None) -> Audited:
     digest = finding.planned.digest
     if finding.problem:
         condition = Condition.DAMAGED if finding.damaged else Condition.MISSING
-        return Audited(image, condition, digest, finding.problem)
+        return Audited(image, condition, digest, finding.problem, _doubtful(finding) if finding.damaged else ())
     recorded = record.image(str(image.reference)) if record else None
     layers = tuple(layer.id for layer in finding.layers)
     if recorded is not None and recorded.layers and recorded.layers != layers:
         sentence = f"The bound image {image.reference} stands on other layers than those that were recorded."
         return Audited(image, Condition.DAMAGED, digest, sentence)
     return Audited(image, Condition.OK, digest)
+
+
+def _doubtful(finding: Finding) -> tuple[StoredLayer, ...]:
+    """Layers that nobody may vouch for any more: an image with a damaged description is read anew because of its top
+    layer, and then the description is looked at as well."""
+    return tuple(layer for layer in finding.layers if layer.id in finding.broken) or finding.layers[:1]

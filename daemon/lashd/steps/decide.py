@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from lashd.things.composefs import letting_through
 from lashd.words.model import BoundImage, Deployment, Discovery, ImageState, Order, Record
 
 BAD_ENTRY = "bad-entry"
@@ -15,6 +16,7 @@ UNKNOWN = "unknown"
 FOREIGN_LOCK = "foreign-lock"
 LOCKED_KEY = "locked-key"
 ORDERED = "ordered"
+UNSUPPORTED = "unsupported"
 
 _SENTENCES = {
     ImageState.UNVERIFIED: "{image} is in the store, but has not been verified yet.",
@@ -58,7 +60,10 @@ def _against(image: BoundImage, record: Record | None, state: ImageState | None)
     if state is not ImageState.PRESENT:
         return state.value, _SENTENCES[state].format(image=shown)
     if record is not None and not image.reference.pinned and record.image(str(image.reference)) is None:
-        return UNRECORDED, f"The record of the deployment does not say which digest {shown} is bound to."
+        return UNRECORDED, (
+            f"The record of the deployment does not say which digest {shown} is bound to, so it is not known whether "
+            "the image in the store is the right one; 'lashctl bind' asks the registry, and records it."
+        )
     return None
 
 
@@ -86,7 +91,36 @@ def at_shutdown(
         why = f"The deployment {deployment.key} was never released since it was staged."
         return Decision(False, (*seen.reasons, (LOCKED_KEY, why)))
     if order is not None and order.is_for(deployment):
-        what = "kept back" if order.hold else "let through as it is"
-        ordered = (ORDERED, f"User {order.uid} ordered that it be {what}: {order.reason or 'no reason was given'}.")
-        return Decision(not order.hold, (*seen.reasons, ordered))
+        return _by_order(order, seen.reasons)
     return Decision(seen.release or policy != "hold", seen.reasons)
+
+
+def unread_at_shutdown(
+    deployment: str, order: Order | None, policy: Literal["hold", "warn", "off"], *, foreign: bool
+) -> Decision:
+    """What the gate does about a staged deployment of bootc's composefs backend, whose content cannot be read yet.
+
+    `deployment` is its id, which an order names as it is; `foreign`: somebody else than lashd has locked it. Without an
+    order or a setting that lets it through it is held.
+    """
+    if foreign:
+        why = (
+            f"Somebody else than lashd has locked the deployment {deployment}, for example 'bootc upgrade "
+            "--download-only'; 'bootc upgrade --from-downloaded' takes that away."
+        )
+        return Decision(False, ((FOREIGN_LOCK, why),))
+    unread = (
+        UNSUPPORTED,
+        f"The deployment {deployment} was staged by bootc's composefs backend; lashd cannot read yet what such a "
+        f"deployment binds, so nobody knows whether its bound images are there. {letting_through(deployment)}",
+    )
+    reasons = () if policy == "off" else (unread,)
+    if order is not None and (order.deployment, order.digest) == (deployment, ""):
+        return _by_order(order, reasons)
+    return Decision(policy != "hold", reasons)
+
+
+def _by_order(order: Order, reasons: tuple[tuple[str, str], ...]) -> Decision:
+    what = "kept back" if order.hold else "let through as it is"
+    ordered = (ORDERED, f"User {order.uid} ordered that it be {what}: {order.reason or 'no reason was given'}.")
+    return Decision(not order.hold, (*reasons, ordered))

@@ -40,12 +40,14 @@ def gather(
     A layer that no record vouches for counts only when it came into the store between `since`, when the system booted,
     and `now` (both in seconds since the epoch): it cannot have been lost by a power cut, and once it is synced it will
     not be. With `installed` every finished layer counts: the deployment was there before, and so were its images.
+    One that was found damaged counts in neither case.
     """
     try:
         found = discover(deployment.root, deployment.merges)
         index = store.index()
-        record, vouched = _recorded(deployment, store, records)
-        trusted = vouched | {each.id for each in index.layers.values() if installed or came_between(each, since, now)}
+        record, vouched, distrusted = _recorded(deployment, store, records)
+        arrived = {each.id for each in index.layers.values() if installed or came_between(each, since, now)}
+        trusted = vouched | (arrived - distrusted)
         seen = {image.unit: classify(image, record, store, trusted) for image in found.images}
         decision = decide(found, record, {unit: state for unit, (state, _) in seen.items()})
         if not decision.release:
@@ -57,8 +59,9 @@ def gather(
         images = ((image, stored) for image in found.images if (stored := seen[image.unit][1]) is not None)
         new = _record(deployment, record, images, chains, store, int(now))
         return Evidence(decision, unsynced, new)
-    except (LashdError, OSError) as error:
-        why = error.message if isinstance(error, LashdError) else f"What it binds could not be looked at: {error}."
+    except Exception as error:
+        # Whatever it is: nobody has seen then that all is there.
+        why = error.message if isinstance(error, LashdError) else f"What it binds could not be looked at: {error!r}."
         return Evidence(Decision(False, ((UNKNOWN, why),)))
 
 
@@ -67,12 +70,16 @@ def came_between(layer: StoredLayer, since: float, now: float) -> bool:
     return layer.arrived is not None and since <= layer.arrived <= now
 
 
-def _recorded(deployment: Deployment, store: Store, records: Records) -> tuple[Record | None, frozenset[str]]:
+def _recorded(
+    deployment: Deployment, store: Store, records: Records
+) -> tuple[Record | None, frozenset[str], frozenset[str]]:
+    """Its record, and the layers that records vouch for, and that were found damaged."""
     try:
-        return records.get(deployment.key), records.vouched(store.index().layers)
+        layers = store.index().layers
+        return records.get(deployment.key), records.vouched(layers), records.distrusted(layers)
     except OSError:
         # The place where they are kept is gone or damaged, which is the same as no records.
-        return None, frozenset()
+        return None, frozenset(), frozenset()
 
 
 def _record(

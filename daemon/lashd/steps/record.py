@@ -11,8 +11,9 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from _thread import allocate_lock  # all of threading costs the gate half a millisecond
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,8 @@ from lashd.words.model import Record, RecordedImage
 from lashd.words.notes import unwritable
 
 VERSION = 1
+# In front of the stamp of a copy that was found damaged after it had been recorded: nothing vouches for that copy.
+DISTRUSTED = "damaged:"
 _LIMIT = 16 * 1024 * 1024
 _KEY = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,200}")
 _Digest = Annotated[str, Meta(pattern=r"^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})\Z")]
@@ -63,6 +66,7 @@ class Records:
         self._directory = directory
         self._seen: dict[str, tuple[tuple[int, int, int], Record | str]] = {}
         self._vouched: tuple[object, object, frozenset[str]] = ({}, None, frozenset())
+        self._writing = allocate_lock()  # writers are called in threads
 
     def load_all(self) -> dict[str, Record]:
         """Deployment key → record. Files that did not change are not read again; damaged ones are left out."""
@@ -76,11 +80,26 @@ class Records:
         """A sentence for each file that cannot be used."""
         return tuple(found for _, found in self._look().values() if isinstance(found, str))
 
+    def require(self) -> None:
+        """Raise StoreDamaged when the records cannot be read. All others that read raise OSError then."""
+        try:
+            self._look()
+        except OSError as error:
+            raise LashdError(
+                ErrorName.STORE_DAMAGED,
+                f"The records in {error.filename} cannot be read ({error.strerror}), so it is unknown which images "
+                "were verified and which must stay; make it a directory that root can read, or remove it.",
+            ) from error
+
     def get(self, key: str) -> Record | None:
         return self.load_all().get(key)
 
     def write(self, record: Record) -> None:
         """Make `record` durable. Raises NoSpace, or Internal when the file cannot be written."""
+        with self._writing:
+            self._write(record)
+
+    def _write(self, record: Record) -> None:
         path = self._path(record.deployment)
         content = print_record(record)
         try:
@@ -118,10 +137,37 @@ class Records:
             for image in record.images:
                 for place, layer_id in enumerate(image.layers):
                     stamp = image.stamps[place] if place < len(image.stamps) else None
+                    if stamp is not None and stamp.startswith(DISTRUSTED):
+                        continue
                     if layers is None or (layer_id in layers and stamp == layers[layer_id].created):
                         found.add(layer_id)
         self._vouched = (records, layers, frozenset(found))
         return self._vouched[2]
+
+    def distrusted(self, layers: Mapping[str, StoredLayer]) -> frozenset[str]:
+        """Ids of those of the store's `layers` whose copy was found damaged (`distrust`), by any record's word."""
+        return frozenset(
+            layer_id
+            for record in self.load_all().values()
+            for image in record.images
+            for layer_id, stamp in zip(image.layers, image.stamps, strict=False)
+            if layer_id in layers and stamp == DISTRUSTED + layers[layer_id].created
+        )
+
+    def distrust(self, layers: Iterable[StoredLayer]) -> bool:
+        """Let no record vouch for these copies any more, durably; whether any did. Raises what `write` does.
+
+        Whoever reads such a layer again and finds it sound, or fetches it again, may record it as ever.
+        """
+        damaged = {layer.id: layer.created for layer in layers}
+        found = False
+        with self._writing:
+            for record in self.load_all().values():
+                images = tuple(_without(image, damaged) for image in record.images)
+                if images != record.images:
+                    self._write(replace(record, images=images))
+                    found = True
+        return found
 
     def _path(self, key: str) -> Path:
         if not _KEY.fullmatch(key):
@@ -173,6 +219,13 @@ def parse_record(content: bytes) -> Record:
         created=file.created,
         adopted=file.adopted,
     )
+
+
+def _without(image: RecordedImage, damaged: Mapping[str, str]) -> RecordedImage:
+    """`image` with the word taken back for the `damaged` copies (layer id → stamp)."""
+    pairs = zip(image.layers, image.stamps, strict=False)
+    stamps = tuple(DISTRUSTED + stamp if damaged.get(layer) == stamp else stamp for layer, stamp in pairs)
+    return replace(image, stamps=stamps)
 
 
 def _recorded(image: _Image) -> RecordedImage:

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from lashd.steps.examine import Finding, examine, look_up, recorded_images, require
 from lashd.things.store import Store, StoredImage, StoreIndex
+from lashd.words.errors import LashdError
 from lashd.words.model import BoundImage, ImageState, PlannedImage, Record, RecordedImage
 from lashd.words.progress import Report, ignore
 
@@ -116,6 +117,7 @@ async def _take_out(store: Store, broken: frozenset[str], images: Iterable[Store
     done = []
     index = store.index()
     doomed = {image.id: image for image in (*images, *index.standing_on(broken))}
+    await store.set_aside_layers(await _in_use(store, doomed, broken))
     for image in doomed.values():
         await store.remove(image)
         done.append(f"The image {', '.join(image.names) or image.id} was removed, because it is damaged.")
@@ -126,3 +128,24 @@ async def _take_out(store: Store, broken: frozenset[str], images: Iterable[Store
             await store.remove_layer(layer)
             done.append(f"The layer {layer_id} was removed, because it is damaged.")
     return done
+
+
+async def _in_use(store: Store, doomed: Mapping[str, StoredImage], broken: frozenset[str]) -> frozenset[str]:
+    """The layers that go with the images `doomed`, by id, or are `broken`, and that something has mounted.
+
+    A container that runs on them would otherwise lose every file that it has not opened yet.
+    """
+    index = store.index()
+    stays = {layer for each in index.images if each.id not in doomed for layer in index.known_chain(each.top_layer)}
+    goes = broken.union(*(index.known_chain(image.top_layer) for image in doomed.values())) - stays
+    if not goes:
+        return frozenset()
+    import asyncio  # at boot and at shutdown nothing is removed
+
+    from lashd.things.mounts import mounted_layers
+
+    try:
+        return goes & set(await asyncio.to_thread(mounted_layers, store.root / "overlay"))
+    except LashdError:
+        # Which ones cannot be told: all of them, then.
+        return goes

@@ -13,7 +13,15 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from lashd.things.store_index import EMPTY, StoredImage, StoredLayer, StoreIndex, big_data_name, parse_index
+from lashd.things.store_index import (
+    EMPTY,
+    DamagedIndex,
+    StoredImage,
+    StoredLayer,
+    StoreIndex,
+    big_data_name,
+    parse_index,
+)
 from lashd.words import files
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.reference import Reference
@@ -23,6 +31,11 @@ __all__ = ["Store", "StoreIndex", "StoredImage", "StoredLayer"]
 _IMAGES = "overlay-images/images.json"
 _LAYERS = "overlay-layers/layers.json"
 _VOLATILE_LAYERS = "overlay-layers/volatile-layers.json"
+
+# Bytes; a hundred times what stores of hundreds of images have. What is read is in memory for a moment.
+_INDEX_LIMIT = 256 * 1024 * 1024
+_BIG_DATA_LIMIT = 64 * 1024 * 1024
+_LINK_LIMIT = 64 * 1024
 
 # What makes two looks at one file the same look: inode, modification time (ns), size. None: the file is not there.
 _Mark = tuple[int, int, int] | None
@@ -90,8 +103,8 @@ class Store:
     def big_data(self, image: StoredImage, key: str) -> bytes | None:
         """What the store keeps beside `image` under `key`, such as `manifest-sha256:…`; None when it is not there."""
         path = self.root / "overlay-images" / image.id / big_data_name(key)
-        with contextlib.suppress(OSError):
-            return path.read_bytes()
+        with contextlib.suppress(OSError, ValueError):
+            return files.read_regular(path, _BIG_DATA_LIMIT)[0]
         return None
 
     def arrived(self, image: StoredImage) -> float:
@@ -157,6 +170,21 @@ class Store:
 
         return await store_write.set_aside_damaged(self)
 
+    async def set_aside_layers(self, layers: Iterable[str]) -> None:
+        """Before they are removed: move the directories of `layers` (ids) away, for those who have them mounted.
+
+        What is mounted stays whole then. `drop_set_aside` removes them after the next boot.
+        """
+        from lashd.things import store_write
+
+        await store_write.set_aside_layers(self, layers)
+
+    async def drop_set_aside(self) -> None:
+        """Remove what `set_aside_layers` left in an earlier boot. Without any: no process."""
+        from lashd.things import store_write
+
+        await store_write.drop_set_aside(self)
+
     async def sync(self) -> None:
         """Write back the store's filesystem: what is in the store now survives a power cut."""
         import asyncio
@@ -177,10 +205,9 @@ class Store:
     def _read(self, name: str) -> tuple[bytes, _Mark]:
         path = self.root / name
         try:
-            with path.open("rb") as file:
-                # Of the opened file: it may be replaced while it is read.
-                mark = _mark(os.fstat(file.fileno()))
-                return file.read(), mark
+            # The mark is of the opened file: it may be replaced while it is read.
+            content, status = files.read_regular(path, _INDEX_LIMIT)
+            return content, _mark(status)
         except (FileNotFoundError, NotADirectoryError):
             return b"", None
         except OSError as error:
@@ -188,6 +215,8 @@ class Store:
                 ErrorName.STORE_DAMAGED,
                 f"The index {path} of the bound image store cannot be read: {error.strerror}.",
             ) from error
+        except ValueError as error:
+            raise DamagedIndex(path, str(error)) from error
 
 
 def _mark_of(path: str) -> _Mark:
@@ -233,8 +262,5 @@ class _Overlay:
         return way
 
     def _read(self, name: str) -> str:
-        descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._descriptor)
-        try:
-            return os.read(descriptor, 64 * 1024).decode("ascii")
-        finally:
-            os.close(descriptor)
+        content, _ = files.read_regular(name, _LINK_LIMIT, flags=os.O_NOFOLLOW, directory=self._descriptor)
+        return content.decode("ascii")

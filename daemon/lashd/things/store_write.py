@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 # Removing an image may mean to unlink a hundred thousand files on a slow disk.
 _TIMEOUT_SECONDS = 900.0
+
+# Below the store: layers that were removed while they were in use, by boot. Nobody but lashd looks there.
+_ASIDE = "lashd-aside"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 # Everyone who names an additional store opens these; on a read-only filesystem nobody could create them.
 _LOCKS = ("storage.lock", "overlay-images/images.lock", "overlay-layers/layers.lock")
@@ -121,6 +125,30 @@ async def set_aside_damaged(store: Store) -> tuple[Path, ...]:
             _check(done, f"Setting the damaged index {error.path} aside")
             aside.append(target)
     return tuple(aside)
+
+
+async def set_aside_layers(store: Store, layers: Iterable[str]) -> None:
+    # Where a mount stands on a directory, it goes on to do so wherever that is moved on its filesystem.
+    moved = [os.fspath(path) for each in sorted(layers) if (path := store.root / "overlay" / each).is_dir()]
+    if not moved:
+        return
+    # The same layer may go twice in a boot.
+    target = store.root / _ASIDE / _BOOT_ID.read_text().strip() / str(time.time_ns())
+    move = ["sh", "-c", 'umask 077 && mkdir -p "$0" && mv -- "$@" "$0"', os.fspath(target), *moved]
+    done = await run(writable(store.sysroot, move), timeout=_TIMEOUT_SECONDS)
+    _check(done, f"Setting layers of the bound image store {store.root} aside that are in use")
+
+
+async def drop_set_aside(store: Store) -> None:
+    try:
+        found = list((store.root / _ASIDE).iterdir())
+    except OSError:
+        return
+    boot = _BOOT_ID.read_text().strip()
+    gone = [os.fspath(path) for path in found if path.name != boot]
+    if gone:
+        argv = writable(store.sysroot, ["rm", "-r", "-f", "--", *gone])
+        _check(await run(argv, timeout=_TIMEOUT_SECONDS), f"Cleaning up the bound image store {store.root}")
 
 
 async def _remove_orphan(store: Store, top: StoredLayer) -> None:

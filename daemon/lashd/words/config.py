@@ -41,6 +41,7 @@ class PathSettings:
     state: Path = Path("/var/lib/lashd")  # records, partial downloads; must survive a reboot
     run: Path = Path("/run/lashd")  # what must not survive one
     ostree_run: Path = Path("/run/ostree")
+    composefs_run: Path = Path("/run/composefs")
     root: Path = Path("/")  # the running system, whose etc/, run/ and usr/lib are read for credentials and policy
 
 
@@ -51,7 +52,7 @@ class PullSettings:
     backoff_seconds: _Hour = 1.0  # before the second attempt; doubles, with jitter
     backoff_limit_seconds: _Day = 60.0
     stall_seconds: _Hour = 90.0  # a transfer without a new byte for so long is ended
-    reserve_bytes: Annotated[int, Meta(ge=0)] = 512 * 1024 * 1024  # free space that a pull never takes
+    reserve_bytes: Annotated[int, Meta(ge=0, le=2**62)] = 512 * 1024 * 1024  # free space that a pull never takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,22 @@ def load(directories: Iterable[Path] = DIRECTORIES) -> Settings:
     return settings_from(merged, origin)
 
 
+DEFAULT = Settings()
+
+
+def load_or_default(say: Callable[[str], None], directories: Iterable[Path] = DIRECTORIES) -> Settings:
+    """The settings, or those that lashd comes with where they cannot be read, and `say` is told why.
+
+    For whatever must not fail over a typing mistake; what comes with lashd is the safe choice everywhere.
+    """
+    try:
+        return load(directories)
+    except Exception as error:
+        said = str(error) if isinstance(error, LashdError) else f"The settings cannot be read: {error}."
+        say(f"{said} The settings that lashd comes with are used instead.")
+        return DEFAULT
+
+
 def settings_from(
     values: Mapping[str, Mapping[str, Any]], origin: Mapping[tuple[str, str], Path] | None = None
 ) -> Settings:
@@ -159,12 +176,38 @@ def settings_from(
                 found[key] = _setting(f"{section}.{key}", kinds.get(key), value)
             except ValueError as error:
                 file = (origin or {}).get((section, key), "settings")
-                mistakes.append(f"{file}: '{section}.{key}': {str(error).removesuffix('.')}.")
+                mistakes.append(f"{file}: '{section}.{key}': {_for_people(str(error).removesuffix('.'))}.")
         if not mistakes:
             sections[section] = known[section](**found)
-    if mistakes:
-        raise LashdError(ErrorName.INVALID_ARGUMENT, " ".join(mistakes))
-    return Settings(**sections)
+    if not mistakes:
+        settings = Settings(**sections)
+        if settings.reboot.when != "window" or settings.reboot.windows:
+            return settings
+        file = (origin or {}).get(("reboot", "when"), "settings")
+        mistakes.append(
+            f"{file}: 'reboot.when' is \"window\", but 'reboot.windows' names none, so it would never open."
+        )
+    raise LashdError(ErrorName.INVALID_ARGUMENT, " ".join(mistakes))
+
+
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+}
+_BOUNDS = {">=": "at least", "<=": "at most", ">": "greater than", "<": "less than"}
+
+
+def _for_people(why: str) -> str:
+    """What msgspec says of a value that does not fit, in words for who writes settings and no programs."""
+    if not why.startswith("Expected "):
+        return why
+    why = re.sub(r"`(\w+)`", lambda found: _KINDS.get(found[1], found[1]), why.removeprefix("Expected "))
+    why = re.sub(r" ([<>]=?) ", lambda found: f", {_BOUNDS[found[1]]} ", why)
+    return f"it must be {why.replace(', got ', ', and not ')}"
 
 
 def _setting(name: str, kind: Any, value: Any) -> Any:
@@ -202,8 +245,21 @@ def _id(name: str) -> None:
         raise ValueError("the host's name at the FleetLock server is printable and has at most 256 characters")
 
 
+def _absolute(path: Path) -> None:
+    if not path.is_absolute():
+        raise ValueError(f"'{path}' is not an absolute path, so it would mean another place for each program")
+
+
+def _program(name: str) -> None:
+    if not name or "\0" in name:
+        raise ValueError(f"{name!r} is not the name or the path of a program")
+
+
 # What a type does not say; each raises ValueError.
 _CHECKS: Mapping[str, Callable[[Any], None]] = {
+    "host.sysroot": _absolute,
+    **{f"paths.{each.name}": _absolute for each in fields(PathSettings)},
+    **{f"tools.{each.name}": _program for each in fields(ToolSettings)},
     "reboot.windows": _windows,
     "reboot.fleetlock_url": _server,
     "reboot.fleetlock_group": _group,
@@ -225,6 +281,9 @@ def _parse(path: Path) -> dict[str, Any]:
     try:
         # Never waits for a FIFO; a link to /dev/null is how a file of /usr/lib is masked.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            return tomllib.loads(file.read(_LIMIT).decode("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+            content = file.read(_LIMIT + 1)
+        if len(content) > _LIMIT:
+            raise ValueError(f"it has more than {_LIMIT} bytes")
+        return tomllib.loads(content.decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # a number of thousands of digits is no TOMLDecodeError
         raise LashdError(ErrorName.INVALID_ARGUMENT, f"The settings file {path} cannot be read: {error}.") from error
