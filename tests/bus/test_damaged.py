@@ -20,6 +20,7 @@ import pytest
 
 from lashd.bus import library
 from lashd.bus.service import open_doors
+from lashd.running.lookout import Lookout
 from lashd.running.service import Service
 from lashd.things.host import find_host
 from lashd.words.config import Settings
@@ -31,7 +32,7 @@ from tests.support.registry import Registry
 
 SCHEMA = json.loads((REPOSITORY / "docs/describe.schema.json").read_text())
 ROOT, MANAGER = "/io/github/lashd1", "io.github.lashd1.Manager"
-NAME = "io.github.lashd1"
+NAME, PROPERTIES = "io.github.lashd1", "org.freedesktop.DBus.Properties"
 IMAGES = 2
 
 
@@ -181,3 +182,33 @@ async def test_a_bind_mends_what_the_readers_complain_of(bus: Bus) -> None:
     assert await look(bus, "mended") == ([], {"present"}, {""}, True)
     shutil.rmtree(bus.settings.paths.state / "records")
     assert (await look(bus, "no records"))[1] == {"unverified"}
+
+
+async def test_what_cannot_be_worked_out_does_not_keep_lashd_from_coming_up(
+    tmp_path: Path, address: str, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_below(tmp_path)
+    await furnish(registry, settings, 0)
+    serving, client = await library.connect(address), await library.connect(address)
+    service = Service(settings, StagingBackend(settings))
+
+    def mistake(*_: object) -> None:
+        raise ZeroDivisionError("whatever it is")
+
+    with monkeypatch.context() as broken:
+        for name in ("blocked_by", "images", "deployments"):
+            broken.setattr(service, name, mistake)
+        broken.setattr(Lookout, "gather", mistake)
+        broken.setattr(service._backend, "recover", mistake)
+        await service.start()
+        dispatcher = await open_doors(serving, service)
+        with pytest.raises(library.BusError):
+            await client.call(NAME, ROOT, PROPERTIES, "GetAll", "s", [MANAGER])
+    # As soon as it can be read it is.
+    (properties,) = await client.call(NAME, ROOT, PROPERTIES, "GetAll", "s", [MANAGER])
+    assert properties["Gate"] == "none"
+    await dispatcher.stop()
+    await service.stop()
+    await client.disconnect()
+    await serving.disconnect()
+    subprocess.run(["chattr", "-R", "-f", "-i", str(tmp_path)], check=False)

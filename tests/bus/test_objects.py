@@ -192,7 +192,7 @@ async def test_orders_are_done_when_they_are_answered(door) -> None:
         ("Collect", {}, "collect"),
         ("Discard", {}, "discard"),
         ("Reboot", {}, "reboot"),
-        ("Verify", {}, "plan"),
+        ("Verify", {}, "verify"),
     ],
 )
 async def test_what_an_option_implies_needs_its_own_right(door, method, options, actions) -> None:

@@ -96,5 +96,6 @@ async def test_every_key_of_the_service_has_a_type() -> None:
     # Details that only come up on a real host: found in the source of the walk.
     walk = inspect.getsource(importlib.import_module("lashd.running.walk"))
     service = inspect.getsource(importlib.import_module("lashd.running.service"))
-    for key in ("newest", "newer", "fetch", "digest", "image", "version", "deployment"):
+    more = ("newest-version", "newest-bytes", "held", "staged", "missing")
+    for key in ("newest", "newer", "fetch", "digest", "image", "version", "deployment", *more):
         assert key in rows.KEYS or f'"{key}"' not in walk + service

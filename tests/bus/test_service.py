@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from lashd.bus import journal, library
+from lashd.bus import journal, library, unsupported
 from tests.bus.conftest import REPOSITORY, private_bus
 
 NAME = "io.github.lashd1"
@@ -196,3 +197,43 @@ def test_units_fit_together() -> None:
     assert "SystemdService=lashd.service\n" in activation
     assert "\nExecStart=/usr/bin/lashd\n" in unit
     assert "\nExec=/usr/bin/lashd\n" in activation
+
+
+async def test_an_unsupported_host(address: str, tmp_path: Path) -> None:
+    """It ends at once with a status of its own, says why, and lashctl finds that."""
+    for name in ("proc", "run/composefs", "settings"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "proc/cmdline").write_text(f"composefs={'b2' * 64} rw\n")
+    (tmp_path / "settings/host.toml").write_text(
+        f"[paths]\nroot = '{tmp_path}'\nrun = '{tmp_path}/run/lashd'\ncomposefs_run = '{tmp_path}/run/composefs'\n"
+    )
+    argv = ("-m", "lashd.bus.service", "--bus", address, "--settings", str(tmp_path / "settings"))
+    async with daemon(address, "", *argv) as process:
+        said = (await asyncio.wait_for(process.stderr.read(), 20)).decode()
+        assert await process.wait() == 6
+    word = unsupported.word_left(tmp_path / "run/lashd")
+    assert word in said
+    assert "composefs" in word
+    assert "Traceback" not in said
+    unsupported.leave_word(tmp_path / "run/lashd", "")
+    assert unsupported.word_left(tmp_path / "run/lashd") == ""
+    unsupported.leave_word(tmp_path / "proc/cmdline/no directory", "Nobody can read this.")
+
+
+def test_a_mistake_in_the_settings_is_what_systemctl_shows(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("[gate]\npolicy = 'of'\n")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(5)
+        ran = subprocess.run(
+            [sys.executable, "-m", "lashd.bus.service", "--settings", str(tmp_path)],
+            env={**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify"), "PYTHONPATH": str(REPOSITORY / "daemon")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        status = manager.recv(4096).decode()
+    assert ran.returncode == 2
+    for said in (status, ran.stderr):
+        assert f"{tmp_path / 'bad.toml'}: 'gate.policy'" in said
+    assert status.startswith("STATUS=")

@@ -185,7 +185,7 @@ class FakeLashd:
         def handle(call: Call) -> list[Any]:
             options = decode(method, call.body[0])
             self.asked.append((method, options, call.interactive))
-            number = self.new_job(method.lower())
+            number = self.new_job(method.lower(), Options=dict(options))
             self.on_start(method, number)
             return [job_path(number)]
 

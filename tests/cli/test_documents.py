@@ -4,7 +4,11 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import re
+import shlex
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -82,3 +86,44 @@ def test_other_shells_know_every_command_and_option(file: str) -> None:
         assert name in text
         for option in options(parser):
             assert (option if file == "_lashctl" else f"-l {option.removeprefix('--')}") in text
+
+
+def in_code(path: Path) -> Iterator[str]:
+    """The commands that the sentences of a module name; what is filled in is a number, which fits everywhere."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            text = "".join(str(part.value) if isinstance(part, ast.Constant) else "7" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            text = node.value
+        else:
+            continue
+        yield from (found for found in re.findall(r"'(lashctl [^']+)'", text) if found != "lashctl 7")
+        yield from re.findall(r"^  (lashctl .+)$", text, re.MULTILINE)
+
+
+def in_text(path: Path) -> Iterator[str]:
+    text = path.read_text(encoding="utf-8")
+    yield from re.findall(r"`(lashctl [^`|]+)`", text)
+    yield from re.findall(r"^(?:    |.*# )(lashctl [a-z].+)$", text, re.MULTILINE)
+
+
+def named() -> list[tuple[str, str]]:
+    found = [(path, in_code) for path in sorted((REPOSITORY / "daemon/lashd").rglob("*.py"))]
+    texts = [*sorted((REPOSITORY / "docs").rglob("*.md")), REPOSITORY / "README.md"]
+    found += [(path, in_text) for path in [*texts, *sorted((REPOSITORY / "dbus").glob("*.xml"))]]
+    # Parts of an f-string are constants of their own as well, and end where something is filled in.
+    return sorted(
+        {(path.name, command) for path, read in found for command in read(path) if command.strip() == command}
+    )
+
+
+def test_every_command_that_is_named_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = named()
+    assert len({command for _, command in commands}) > 25
+    for place, command in commands:
+        words = shlex.split(re.split(r" [|&]", command)[0], comments=True)[1:]
+        words = ["7" if word == "ID" else word for word in words]
+        try:
+            arguments.parser().parse_args(words)
+        except SystemExit:
+            pytest.fail(f"{place}: {command}: {capsys.readouterr().err}")

@@ -8,12 +8,16 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 
 import pytest
 
-from lashd.bus import library
+from lashd.bus import library, unsupported
 from lashd.bus.library import Message
+from lashd.cli import client, failures
 from lashd.cli.failures import from_bus, from_name
+from lashd.words import config
 from lashd.words.errors import DBUS_PREFIX, ERRORS, ErrorName
 from tests.cli.conftest import FakeLashd, Lashctl, environment, finish, line_with, no_traceback, private_bus
 
@@ -193,3 +197,55 @@ def test_help_needs_no_bus_and_has_examples(command: str) -> None:
     assert f"  lashctl {command}" in ran.stdout
     assert max(map(len, ran.stdout.splitlines())) <= 110
     assert command in run_plain("--help").stdout
+
+
+def test_a_host_that_lashd_does_not_run_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the daemon said when it was started, in place of that it could not be."""
+    unsupported.leave_word(tmp_path, "This host is another one.")
+    monkeypatch.setattr(failures, "word_left", lambda: unsupported.word_left(tmp_path))
+    for name in ("ServiceUnknown", "Spawn.ChildExited", "NoReply"):
+        failure = from_bus(f"org.freedesktop.DBus.Error.{name}", "it ended")
+        assert (failure.name, failure.message, failure.exit_status) == (
+            "UnsupportedHost",
+            "This host is another one.",
+            6,
+        )
+    unsupported.leave_word(tmp_path, "")
+    assert from_bus("org.freedesktop.DBus.Error.ServiceUnknown", "").exit_status == 69
+
+
+async def test_on_such_a_host_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bus would wait for a service that has ended; one that is there is asked all the same."""
+    monkeypatch.setattr(client, "word_left", lambda: "This host is another one.")
+    with private_bus() as (address, _):
+        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", address)
+        with pytest.raises(failures.Failure, match="This host is another one") as caught:
+            async with client.connect(interactive=False):
+                pass
+        assert caught.value.exit_status == 6
+        service = FakeLashd(await library.connect(address))
+        await service.start()
+        async with client.connect(interactive=False) as lashctl:
+            assert await lashctl.describe()
+        await service.die()
+
+
+async def test_a_mistake_in_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Told at once, with the file, by lashctl itself; of a lashd that runs its settings are no matter."""
+    (tmp_path / "x.toml").write_text("[gate]\npolicy = 'of'\n")
+    monkeypatch.setattr(config, "load", partial(config.load, [tmp_path]))
+    failure = from_bus("org.freedesktop.DBus.Error.ServiceUnknown", "")
+    assert (failure.name, failure.exit_status) == ("InvalidArgument", 2)
+    assert f"{tmp_path / 'x.toml'}: 'gate.policy'" in failure.message
+    with private_bus() as (address, _):
+        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", address)
+        with pytest.raises(failures.Failure, match=r"'gate\.policy'"):
+            async with client.connect(interactive=False):
+                pass
+        service = FakeLashd(await library.connect(address))
+        await service.start()
+        async with client.connect(interactive=False) as lashctl:
+            assert await lashctl.describe()
+        await service.die()
+    (tmp_path / "x.toml").write_text("")
+    assert from_bus("org.freedesktop.DBus.Error.ServiceUnknown", "").exit_status == 69

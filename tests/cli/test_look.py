@@ -20,9 +20,10 @@ async def test_status_tells_everything_on_one_screen(full: FakeLashd, lashctl: L
         *("held: the next boot does not start it", "Images: none bound", "db.container is not in the store."),
         "Missing: docker.io/library/postgres:16 (db.container): docker.io does not answer.",
         "Job: 7 bind, pull, 25%, 12.0 of 48.0 MB, 0 of 2 done, since 2026-09-21",
-        "Last error: NetworkUnavailable: docker.io does not answer.",
+        "What to do: 'lashctl bind' fetches what is missing now; 'lashctl release sha256:0123456789ab' lets it",
     ):
         assert part in ran.out
+    assert ran.out.count("docker.io does not answer.") == 1
     assert ran.out.index("Staged:") < ran.out.index("Booted:") < ran.out.index("Rollback:")
     assert HEX not in ran.out
     assert "\x1b" not in ran.out
@@ -40,6 +41,16 @@ async def test_status_tells_why_an_update_did_not_arrive(full: FakeLashd, lashct
     assert told.startswith("it held cccccccccccc")
     assert "(2026-09-21 14:13:20 UTC)" in told
     assert "db.container is missing." in told
+    # It was not held after all, or nobody knows.
+    blocked = [{"code": "gate-ignored", "message": "It runs all the same."}]
+    full.document = json.dumps(document | {"lastShutdown": shutdown | {"reasons": reasons}, "blockedBy": blocked})
+    assert "came up in what it ran before" not in (await lashctl("status")).out
+    for code in ("gate-not-finished", "gate-failed"):
+        told_so = shutdown | {"reasons": [{"code": code, "message": "It was ended."}]}
+        full.document = json.dumps(document | {"lastShutdown": told_so})
+        ran = await lashctl("status")
+        assert "Last shutdown: the gate did not come to its end" in ran.out
+        assert "it held" not in ran.out
     full.document = json.dumps(document | {"nextTry": 0, "lastShutdown": shutdown | {"result": "released"}})
     ran = await lashctl("status")
     assert "Last shutdown" not in ran.out
@@ -117,6 +128,20 @@ async def test_list_of_the_booted_deployment(full: FakeLashd, lashctl: Lashctl) 
     assert "48.1 MB" in ran.out
     assert "db.container" not in ran.out
     assert (await lashctl("list", "--deployment", STAGED)).out.count("db.container") >= 1
+
+
+async def test_list_tells_nothing_is_staged_from_nothing_is_bound(full: FakeLashd, lashctl: Lashctl) -> None:
+    full.bound = []
+    for which in ("staged", "rollback", "pinned"):
+        for row in full.deployments:
+            row["roles"] = []
+        ran = await lashctl("list", "--deployment", which)
+        said = {"staged": "Nothing is staged.", "pinned": "No deployment is pinned."}
+        assert ran.status == 0
+        assert ran.out.strip() == said.get(which, "There is no deployment to roll back to.")
+        full.deployments[0]["roles"] = [which]
+        assert (await lashctl("list", "--deployment", which)).out.strip() == "No image is bound."
+    assert (await lashctl("list", "--deployment", "staged", "--json")).out.strip() == "[]"
 
 
 async def test_list_of_all_says_whose_and_why_not(full: FakeLashd, lashctl: Lashctl) -> None:

@@ -14,6 +14,7 @@ import pytest
 from lashd.bus import library
 from lashd.bus.service import open_doors
 from lashd.running.service import Service
+from lashd.things.host import HostOutline
 from lashd.words.config import HostSettings, PathSettings, Settings
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import Deployment, HostImage, Role
@@ -41,6 +42,9 @@ class Host:
         if isinstance(self.newest, LashdError):
             raise self.newest
         return self.newest
+
+    async def outline(self, image: HostImage) -> HostOutline:
+        return HostOutline(await self.check(image), "42", 1_500_000)
 
     async def recover(self) -> None:
         pass

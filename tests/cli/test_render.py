@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from contextlib import redirect_stdout, suppress
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from lashd.bus.contract import JOB, MANAGER, ROOT
 from lashd.cli import job as jobs
-from lashd.cli import jsonout, values, walk
+from lashd.cli import jsonout, names, values, walk
 from lashd.cli.client import PROPERTIES, News
 from lashd.cli.failures import Failure
 from lashd.cli.job import Item, Job
@@ -217,3 +218,118 @@ def test_odd_news(body: list[Any], member: str, interface: str, changed: Any) ->
     list(watcher.events(News(f"{ROOT}/job/1", interface, member, body)))
     for name in (MANAGER, JOB):
         list(watcher.events(News(f"{ROOT}/job/1", PROPERTIES, "PropertiesChanged", [name, changed, []])))
+
+
+def shown(**document: Any) -> str:
+    """The status screen, on one line."""
+    return " ".join(drawn(status.status(values.row(document)), 400).split())
+
+
+NEW = {"key": f"{HEX}.0", "roles": ["staged"], "digest": f"sha256:{HEX}", "version": "2", "locked": True}
+ROW = {"deployment": f"{HEX}.0", "state": "missing", "error-name": "NotFound"}
+LACKS = [
+    ROW
+    | {"unit": f"{name}.container", "normalised": f"a.example/{name}:1"}
+    | {"error-message": f"The registry does not have a.example/{name}:1."}
+    for name in ("one", "two", "three")
+]
+MISSING = [["missing", f"{row['normalised']} ({row['unit']}) is not in the store."] for row in LACKS]
+
+
+def test_status_says_each_thing_once() -> None:
+    error = {"name": "NotFound", "message": f"3 images could not be fetched. {LACKS[0]['error-message']}"}
+    waits = [*MISSING, ["waiting", "It waits."], ["next-try", "The next try is soon."]]
+    text = shown(
+        gate="held",
+        deployments=[NEW],
+        bound=LACKS,
+        blockedBy=waits,
+        nextTry=1_790_000_000,
+        lastError=error,
+        policy="hold",
+    )
+    assert "Missing: 3 images: The registry does not have …." in text
+    for name in ("one", "two", "three"):
+        assert text.count(f"a.example/{name}:1") == 1
+    assert "Waiting for: • 3 bound images, as told above • It waits." in text
+    assert "The next try is soon" not in text
+    assert "Next try: 2026" in text
+    assert "Last error" not in text
+    assert "Policy" not in text
+    assert text.endswith("'lashctl release sha256:0123456789ab' lets it through without; 'lashctl discard' drops it")
+    other = shown(gate="held", deployments=[NEW], bound=LACKS, lastError={"name": "NoSpace", "message": "Full."})
+    assert "Last error: NoSpace: Full." in other
+
+
+ORDER = {"hold": False, "uid": 1000, "reason": "that\x1b registry is gone", "given": 1_790_000_000}
+WITHOUT = "the next boot starts it, without the containers of 3 images that are not there"
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (
+            {"gate": "released", "order": ORDER},
+            r"by user 1000 at 2026-09-21 14:13:20 UTC (that\x1b registry is gone): ",
+        ),
+        ({"gate": "released", "order": ORDER}, WITHOUT),
+        ({"gate": "held", "order": ORDER | {"hold": True}}, "held: the next boot does not start it"),
+        ({"gate": "open", "policy": "off"}, f"Policy: off Staged: {HEX[:12]}.0 Version: 2"),
+        ({"gate": "open", "policy": "off"}, f"gate.policy is off: {WITHOUT}"),
+        ({"gate": "open", "policy": "warn"}, f"gate.policy is warn: {WITHOUT}"),
+        ({"gate": "held", "policy": "off"}, "held: the next boot does not start it"),
+        ({"gate": "released", "policy": "warn", "bound": []}, "ready: the next boot starts it"),
+        (
+            {"lastShutdown": {"result": "released", "deployment": f"{HEX}.0", "reasons": MISSING[:1]}},
+            f"Last shutdown: it let {HEX[:12]}.0 through all the same • {MISSING[0][1]}",
+        ),
+    ],
+)
+def test_status_says_what_the_next_boot_does(more: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    assert says in shown(**{"deployments": [NEW], "bound": LACKS} | more)
+
+
+@pytest.mark.parametrize(
+    ("kind", "result", "told", "says", "hides"),
+    [
+        ("bind", "unchanged", {"held": "It stays held."}, "every bound image is present.\nIt stays held.\n", "Held:"),
+        ("upgrade", "success", {"held": "It stays held."}, "It stays held.", "systemctl reboot"),
+        ("upgrade", "unchanged", {"staged": True}, "is staged already; reboot to start it", "up to date"),
+        ("upgrade", "unchanged", {}, "the host is up to date", "staged"),
+        ("reboot", "success", {"state": "started", "missing": ["a lacks."]}, "begun.\nWarning: a lacks.", "State"),
+        ("reboot", "unchanged", {"state": "nothing", "when": "never"}, "nobody has asked", "never"),
+        (
+            *("plan", "unchanged", {"newer": True, "newest": f"sha256:{HEX}", "bytes-to-fetch": 0, "bytes-free": 5}),
+            *("There is a newer host image: sha256:0123456789ab. What it binds is known only", "0 B"),
+        ),
+        ("plan", "unchanged", {"newer": True, "bytes-to-fetch": 2000}, "To fetch: 2.0 kB", "Newest"),
+        (
+            *("plan", "unchanged", {"newer": True, "newest": HEX, "newest-version": "42", "newest-bytes": 2000}),
+            *("host image: version 42, 0123456789ab, 2.0 kB with what is here of it already.", "Newest"),
+        ),
+    ],
+)
+def test_what_a_job_came_to(
+    kind: str, result: str, told: dict[str, Any], says: str, hides: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    walk.ended(Job(f"{ROOT}/job/1", 1, kind=kind, state="done", result=result, details=told), json=False)
+    out = capsys.readouterr().out
+    assert says in out
+    assert hides not in out
+
+
+@pytest.mark.parametrize("given", ["sha256:0123456789ab", "0123456789ab", HEX, f"sha256:{HEX}"])
+async def test_what_is_shown_is_accepted(given: str) -> None:
+    class Known:
+        async def deployments(self) -> list[dict[str, Any]]:
+            return [NEW, {"key": f"{HEX[:12]}{'f' * 52}.0", "roles": ["booted"], "digest": "sha256:" + "f" * 64}]
+
+    client: Any = Known()
+    assert await names.whole_digest(client, given) == f"sha256:{HEX}"
+    for vague in ("0123", "f" * 64, "latest", "", None):
+        assert await names.whole_digest(client, vague) == vague
+    assert await names.whole_key(client, f"{HEX[:13]}.0") == f"{HEX}.0"
+    for other in (f"{HEX[:12]}.0", f"{HEX[:12]}.1", "staged", "all", None, f"{HEX}.7"):
+        assert await names.whole_key(client, other) == other

@@ -156,6 +156,22 @@ async def test_every_error_has_its_status(name: ErrorName, lashd: FakeLashd, las
     no_traceback(ran)
 
 
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (("verify",), "'lashctl list' shows which."),
+        (("verify", "booted"), "'lashctl list' shows which."),
+        (("verify", "staged"), "'lashctl list --deployment staged' shows which."),
+        (("bind",), "'lashctl list --deployment staged' shows which."),
+        (("bind", "rollback"), "'lashctl list --deployment rollback' shows which."),
+    ],
+)
+async def test_the_hint_names_the_deployment(argv, hint: str, lashd: FakeLashd, lashctl: Lashctl) -> None:
+    lashd.ends_with("failed", (ErrorName.BOUND_IMAGE_MISSING.value, "1 of 1 is missing."), changed=False)
+    ran = await lashctl(*argv)
+    assert ran.err.splitlines()[-1] == f"hint: {hint}"
+
+
 @pytest.mark.parametrize("name", [ErrorName.BUSY, ErrorName.NOT_AUTHORIZED, ErrorName.NOTHING_STAGED])
 async def test_refused_before_there_is_a_job(name: ErrorName, lashd: FakeLashd, lashctl: Lashctl) -> None:
     def refuse(method: str, number: int) -> None:

@@ -93,7 +93,7 @@ async def fails() -> None:
         ("upgrade", (Stage.STAGE, Stage.HOLD, Stage.PULL), True, True),
         ("restage", (Stage.STAGE,), True, False),
         ("collect", (Stage.COLLECT,), True, False),
-        ("discard", (Stage.ROLL_BACK,), True, False),
+        ("discard", (Stage.DISCARD,), True, False),
         ("plan", (Stage.DISCOVER, Stage.PLAN), False, False),
         ("verify", (Stage.VERIFY,), False, False),
     ],

@@ -16,6 +16,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
+
 from lashd.running.jobs import Initiator, Job, Jobs, Outcome
 from lashd.running.keeper import Keeper
 from lashd.running.view import View
@@ -174,7 +176,8 @@ async def prepare(host: Host) -> Staged:
     return Staged(keys, stage)
 
 
-async def test_noticed_held_remembered_and_bound(host: Host) -> None:
+async def test_noticed_held_remembered_and_bound(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     staged = await prepare(host)
     key, other = staged.keys
     async with keeping(host) as bench:
@@ -205,6 +208,7 @@ async def test_noticed_held_remembered_and_bound(host: Host) -> None:
         (bench.run / STAGED).unlink()
         (bench.run / LOCK).unlink()
         await until(lambda: bench.shutdowns.owed() is None)
+        await until(lambda: f"{other} is not waited for any more: somebody dropped it" in caplog.text)
         assert bench.lock() is None
         assert bench.told > 5
 

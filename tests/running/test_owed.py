@@ -18,7 +18,7 @@ import pytest
 
 from lashd.running.jobs import Initiator, Job
 from lashd.running.service import Service
-from lashd.steps.shutdowns import Shutdowns
+from lashd.steps.shutdowns import Shutdowns, boot_id
 from lashd.things.host import Staging
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
@@ -197,3 +197,43 @@ async def test_cleaning_up_does_not_wait_for_it(settings: Settings) -> None:
         await job.wait(20)
         assert job.error_name == "StoreDamaged"
         assert "records" in job.error_message
+
+
+@pytest.mark.parametrize("number", [2**56, 2**63, 10**30, -(10**30)])
+async def test_numbers_that_are_no_times(settings: Settings, number: int) -> None:
+    """A damaged file tells nonsense; the daemon comes up and every reader answers."""
+    settings.paths.state.joinpath("last-shutdown.json").write_text(
+        json.dumps({"result": "held", "boot": "before", "decided": number, "deployment": NEXT.deployment})
+    )
+    settings.paths.run.mkdir(exist_ok=True)
+    request = {"when": "ready", "name": "", "uid": abs(number), "asked": number}
+    note = settings.paths.run / "reboot.json"
+    note.write_text(json.dumps({"boot": boot_id(), "request": request}))
+    async with losing(settings, replace(NEXT, since=number, wasted=abs(number)), restage=False) as (service, _):
+        (sentence,) = lost(service)
+        assert "since an unknown time" in sentence
+        assert "lost" in [code for code, _ in service.properties()["BlockedBy"]]
+        assert json.loads(service.describe())["reboot"]["when"] == "ready"
+
+
+async def test_a_request_that_nobody_could_have_made(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    """It is forgotten, and said once; all readers answer."""
+    settings.paths.run.mkdir(exist_ok=True)
+    request = {"when": "foo", "name": "", "uid": 0, "asked": 1}
+    (settings.paths.run / "reboot.json").write_text(json.dumps({"boot": boot_id(), "request": request}))
+    async with losing(settings, NEXT, restage=False) as (service, _):
+        assert json.loads(service.describe())["reboot"]["when"] == "never"
+        assert len(lost(service)) == 1
+    assert caplog.text.count("reboot.json cannot be understood") == 1
+
+
+async def test_the_records_are_no_directory(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    async with losing(settings, NEXT, restage=False) as (service, _):
+        shutil.rmtree(settings.paths.state / "records")
+        (settings.paths.state / "records").write_text("")
+        for start in (service.bind, service.verify, service.plan, service.collect):
+            job, _ = start({} if start == service.collect else {"deployment": "booted"}, ROOT)
+            await job.wait(20)
+            assert job.error_name == "StoreDamaged", (job.kind, job.error_message)
+            assert f"{settings.paths.state}/records" in job.error_message
+    assert "Traceback" not in caplog.text

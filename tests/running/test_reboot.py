@@ -217,7 +217,10 @@ async def test_window(world: World) -> None:
 
 
 async def test_a_window_that_is_missing(world: World) -> None:
-    world.when, world.windows = "window", ()
+    """Somebody asked for one, and then the settings lost them all; that they want one and name none is a mistake."""
+    world.windows = ("Sun 02:00-04:00",)
+    assert await world.rebooter().request("window", name="ann", uid=1000) == "waiting"
+    world.windows = ()
     rebooter = world.rebooter()
     assert await rebooter.consider() == 60
     assert rebooter.blocked() == [

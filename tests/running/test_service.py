@@ -10,10 +10,12 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
 
+from lashd.running import bind as binding
 from lashd.running.delay import Delay
 from lashd.running.jobs import Initiator, Job
 from lashd.running.service import Service
@@ -129,6 +131,74 @@ async def test_tampered_content_is_found_when_nothing_vouches_for_it(
     assert (job.result, job.error_message) == ("success", "")
     (again,) = (settings.store / "overlay").glob("*/diff/opt/data-3/0")
     assert again.read_bytes() == content
+
+
+async def test_what_verify_finds_damaged_is_not_vouched_for_until_a_bind_has_fetched_it_again(
+    service: Service, furnished: tuple[Settings, str]
+) -> None:
+    settings, key = furnished
+    await ended(service.bind({"deployment": key}, ROOT))
+    (victim,) = (settings.store / "overlay").glob("*/diff/opt/data-3/0")
+    content = victim.read_bytes()
+    victim.write_bytes(bytes(len(content)))
+    job = await ended(service.verify({"deployment": key}, ROOT))
+    assert (job.result, job.error_message) == ("unchanged", ""), "what is vouched for is not read"
+    before = service.generation()
+    job = await ended(service.verify({"deployment": key, "deep": True}, ROOT))
+    assert job.error_name == "StoreDamaged"
+    assert sorted(row["state"] for row in service.list_bound({"deployment": key})) == ["present"] * 2 + ["unverified"]
+    assert service.generation() > before
+    assert not service.list_deployments({})[0]["ready"]
+    job = await ended(service.verify({"deployment": key}, ROOT))
+    assert job.error_name == "StoreDamaged", "nobody vouches for it, so it is read"
+    job = await ended(service.bind({"deployment": key}, ROOT))
+    assert (job.result, job.error_message) == ("success", "")
+    assert (settings.store / victim.relative_to(settings.store)).read_bytes() == content
+    assert {row["state"] for row in service.list_bound({"deployment": key})} == {"present"}
+    job = await ended(service.verify({"deployment": key, "deep": True}, ROOT))
+    assert (job.result, job.error_message) == ("unchanged", "")
+
+
+async def test_what_is_found_damaged_while_it_is_bound_is_not_recorded(
+    service: Service, furnished: tuple[Settings, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, key = furnished
+    await ended(service.bind({"deployment": key}, ROOT))
+    (victim,) = (settings.store / "overlay").glob("*/diff/opt/data-3/0")
+    victim.write_bytes(bytes(victim.stat().st_size))
+    store, records = service._walk.store, service._walk.records
+    layer = store.index().layers[victim.relative_to(settings.store / "overlay").parts[0]]
+    sound = binding.verify
+
+    async def found_meanwhile(*arguments: Any, **more: Any) -> Any:
+        images = await sound(*arguments, **more)
+        monkeypatch.undo()
+        assert records.distrust([layer])
+        return images
+
+    monkeypatch.setattr(binding, "verify", found_meanwhile)
+    job = await ended(service.bind({"deployment": key}, ROOT))
+    assert job.error_name == "StoreDamaged"
+    assert records.distrusted(store.index().layers) == {layer.id}
+    assert (await ended(service.bind({"deployment": key}, ROOT))).result == "success"
+    assert (await ended(service.verify({"deployment": key, "deep": True}, ROOT))).result == "unchanged"
+
+
+async def test_a_damaged_description_is_found_and_fetched_again(
+    service: Service, furnished: tuple[Settings, str]
+) -> None:
+    settings, key = furnished
+    await ended(service.bind({"deployment": key}, ROOT))
+    image = json.loads((settings.store / "overlay-images/images.json").read_text())[-1]["id"]
+    (manifest,) = (settings.store / "overlay-images" / image).glob("manifest")
+    for path in manifest.parent.iterdir():
+        if path.read_bytes() == manifest.read_bytes() and path != manifest:
+            path.write_bytes(b"{}")
+    manifest.write_bytes(b"{}")
+    assert (await ended(service.verify({"deployment": key}, ROOT))).error_name == "StoreDamaged"
+    assert {"present", "unverified"} == {row["state"] for row in service.list_bound({"deployment": key})}
+    assert (await ended(service.bind({"deployment": key}, ROOT))).result == "success"
+    assert {row["state"] for row in service.list_bound({"deployment": key})} == {"present"}
 
 
 async def test_what_cannot_be_asked_is_named(service: Service) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,4 +104,43 @@ def test_what_the_running_system_lacks_is_said(tmp_path: Path, view: View) -> No
     ((code, sentence),) = reasons(Situation(booted=booted, lacking=(reason,)))
     assert code == "running-lacks"
     assert "quay.io/edge/gone:v1" in sentence
-    assert "lashctl bind --deployment booted" in sentence
+    assert "lashctl bind booted" in sentence
+
+
+def test_what_is_no_deployment_any_more_is_forgotten(
+    tmp_path: Path, view: View, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that is up for a year sees many come and go."""
+    there: list[Deployment] = []
+    monkeypatch.setattr(view._backend, "deployments", lambda: tuple(there))
+    booted, tree = deployment(tmp_path, "booted", Role.BOOTED)
+    tree.bind("agent.container")
+    for number in range(5):
+        staged, tree = deployment(tmp_path, f"{number}staged", Role.STAGED)
+        tree.bind("agent.container")
+        there[:] = [staged, booted]
+        assert len(view.bound(there, {})) == 2
+    assert set(view._discoveries) == set(view._rows) == {staged.root, booted.root}
+
+
+async def test_what_takes_long_to_read_is_valid_from_its_end(
+    tmp_path: Path, view: View, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    booted, tree = deployment(tmp_path, "booted", Role.BOOTED)
+    tree.bind("agent.container")
+    reads, original = [], module.discover
+
+    def slow(root: Path, merges: Path | None = None) -> Discovery:
+        reads.append(root)
+        time.sleep(0.3)
+        return original(root, merges)
+
+    monkeypatch.setattr(module, "discover", slow)
+    monkeypatch.setattr(module, "BOOTED_SECONDS", 0.25)
+    await view.learn(booted)
+    first = view.discovery(booted)
+    assert len(reads) == 1
+    time.sleep(0.3)
+    assert view.discovery(booted) is first
+    assert view.discovery(booted) is first
+    assert len(reads) == 2

@@ -174,7 +174,9 @@ async def test_a_registry_that_recovers_is_asked_again(
     digest = registry.push("bench/os", build([random_bytes(100, seed=1)]), tag="1")
     walk, backend = asking(settings, faulty, backoff_seconds=0.01)
     faulty.on("/manifests/", fault, times=1)
-    assert (await walk.newest())["newest"] == digest
+    found = await walk.newest()
+    assert (found["newest"], found["newest-version"]) == (digest, "")
+    assert found["newest-bytes"] > 100
     assert len(backend.asked) == 2
 
 

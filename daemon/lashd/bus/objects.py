@@ -88,7 +88,7 @@ class Door:
             "Rollback": self._mutator("Rollback", service.rollback, "rollback", {"drop-staged": "discard"}),
             "Bind": self._mutator("Bind", service.bind, "bind"),
             "Plan": self._mutator("Plan", service.plan, "plan"),
-            "Verify": self._mutator("Verify", service.verify, "plan"),
+            "Verify": self._mutator("Verify", service.verify, "verify"),
             "Collect": self._mutator("Collect", service.collect, "collect"),
             "Discard": self._mutator("Discard", service.discard, "discard"),
             "Reboot": self._mutator("Reboot", service.reboot, "reboot"),

@@ -69,6 +69,8 @@ KEYS: dict[str, str] = {
     "retryable": "b",
     "newest": "s",
     "newer": "b",
+    "newest-version": "s",
+    "newest-bytes": "t",
     "bytes-to-fetch": "t",
     "bytes-on-disk": "t",
     "bytes-free": "t",
@@ -81,6 +83,9 @@ KEYS: dict[str, str] = {
     "layers": "u",
     "bytes-freed": "t",
     "given-up": "b",
+    "held": "s",
+    "staged": "b",
+    "missing": "as",
     # the last shutdown
     "boot": "s",
     "time": "t",

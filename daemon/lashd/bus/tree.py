@@ -98,7 +98,15 @@ class Tree:
     def add(self, path: str, *exports: Export) -> None:
         """Export an object, and say so unless it is the root itself."""
         for export in exports:
-            export.told = export.values()
+            try:
+                export.told = export.values()
+            except Exception:
+                # Whoever asks is told that it cannot be read. What cannot be shown is no reason to keep lashd from
+                # coming up, which would leave the host without anybody who looks after it.
+                log.exception("The object %s cannot be read", path)
+                export.told = {
+                    name: to_dbus(item.signature, None) for name, item in export.interface.properties.items()
+                }
         self._objects[path] = {export.interface.name: export for export in exports}
         if path != self.root:
             added = {export.interface.name: export.variants(export.told) for export in exports}

@@ -12,9 +12,10 @@ from typing import Any
 from lashd.bus import library
 from lashd.bus.contract import JOB, MANAGER, NAME, ROOT
 from lashd.bus.paths import job_path
+from lashd.bus.unsupported import word_left
 from lashd.cli import job as jobs
 from lashd.cli import values
-from lashd.cli.failures import EXIT_PROTOCOL, Failure, from_bus, odd_answer
+from lashd.cli.failures import EXIT_PROTOCOL, Failure, from_bus, from_name, odd_answer, settings_mistake
 from lashd.cli.job import Job
 from lashd.words.errors import ERRORS, ErrorName
 
@@ -184,15 +185,31 @@ class Client:
 
 @asynccontextmanager
 async def connect(*, interactive: bool) -> AsyncIterator[Client]:
-    """A client of lashd. Raises Failure when the bus cannot be reached; lashd itself is not asked for yet."""
+    """A client of lashd. Raises Failure when the bus cannot be reached, or lashd does not run on this host.
+
+    lashd itself is not asked for yet, but where it does not run its settings are looked at.
+    """
     try:
         connection = await library.connect()
     except library.BusError as error:
         raise from_bus(error.name, error.message) from error
     try:
+        # The bus waits long for a service that ended at once.
+        if not await _is_owned(connection):
+            if mistake := settings_mistake():
+                raise mistake
+            if refused := word_left():
+                raise from_name(ErrorName.UNSUPPORTED_HOST, refused)
         yield Client(connection, interactive=interactive)
     finally:
         await connection.disconnect()
+
+
+async def _is_owned(connection: library.Connection) -> bool:
+    try:
+        return bool((await connection.call_bus("NameHasOwner", "s", [NAME]))[0])
+    except library.BusError as error:
+        raise from_bus(error.name, error.message) from error
 
 
 def no_job(number: int) -> Failure:

@@ -85,7 +85,7 @@ refuses unless told --drop-staged. {_JOB_NOTE}""",
         """\
 Look whether every image that a deployment is bound to is in the store, complete and unchanged: the
 booted deployment unless another is named. With --deep every layer is read again, which takes a
-while. Nothing is changed; 'lashctl bind' repairs.""",
+while, and what is damaged counts as not verified from then on; 'lashctl bind' repairs it. Needs root.""",
         """\
   lashctl verify
   lashctl verify staged --deep""",
@@ -111,16 +111,17 @@ Drop the staged deployment: the host boots what it boots now. The deployment to 
         "keep the staged deployment back",
         """\
 Keep the staged deployment back over any reboot, even when all of its images are present, until
-'lashctl release', or until another one is staged.""",
+'lashctl release DIGEST', or until another one is staged.""",
         """\
   lashctl hold --reason 'not before the weekend'""",
     ),
     "release": Command(
-        "let the staged deployment through as it is",
+        "take a hold back, or let the staged deployment through as it is",
         """\
-Let exactly one staged deployment through at the next shutdown although images are missing, or take
-a hold back. Its digest has to be named, as 'lashctl status --json' shows it. Containers whose images
-are missing will not start then. It is recorded who said so and why.""",
+Take a hold back, or let exactly one staged deployment through at the next shutdown although images
+are missing. Its digest has to be named, as 'lashctl status' shows it. What is complete is only not
+held any more; what becomes incomplete later is held again. Containers whose images are missing will
+not start. It is recorded who said so and why.""",
         """\
   lashctl release sha256:1f0c... --reason 'that registry is gone for good'""",
     ),

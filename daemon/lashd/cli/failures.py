@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from lashd.words.errors import DBUS_PREFIX, ERRORS, ErrorName
+from lashd.bus.unsupported import word_left
+from lashd.words.errors import DBUS_PREFIX, ERRORS, ErrorName, LashdError
 
 # Beside the statuses of the error table (words/errors.py):
 EXIT_UNAVAILABLE = 69  # lashd or the bus cannot be reached
@@ -24,10 +25,11 @@ _UNKNOWN = {
 # Only where the command line adds something to the sentence that the daemon gave.
 _HINTS = {
     ErrorName.BUSY: "'lashctl jobs' shows what is running; 'lashctl jobs --follow ID' follows it.",
-    ErrorName.HELD: "'lashctl status' shows what is missing.",
+    ErrorName.HELD: "'lashctl status' shows all that stands in the way.",
     ErrorName.BOUND_IMAGE_MISSING: "'lashctl list' shows which.",
     ErrorName.BOUND_IMAGE_INVALID: "'lashctl list' shows which.",
     ErrorName.WOULD_DROP_STAGED: "'lashctl rollback --drop-staged' does it all the same.",
+    ErrorName.UNSUPPORTED_HOST: "When that has changed, 'systemctl restart lashd' looks again.",
     ErrorName.NO_SPACE: "'lashctl plan bind' shows what is needed and what is free.",
     ErrorName.INTERNAL: "Look into 'journalctl -u lashd'.",
 }
@@ -83,12 +85,40 @@ def from_name(name: str, message: str, *, job: int = 0, retryable: bool | None =
     )
 
 
+def settings_mistake() -> Failure | None:
+    """Why lashd does not start, when that is a mistake in its settings; None when none is found, or it may not be read.
+
+    For when lashd does not run: one that does runs with the settings that it has read.
+    """
+    # Late: nobody needs it where all is well.
+    from lashd.words.config import load
+
+    try:
+        load()
+    except LashdError as error:
+        if isinstance(error.__cause__, PermissionError):
+            return None
+        found = from_name(error.name, f"lashd does not start because of a mistake in its settings: {error.message}")
+        found.hint = "Mend it, then 'systemctl restart lashd'."
+        return found
+    except OSError:
+        return None
+    return None
+
+
 def from_bus(name: str, message: str) -> Failure:
     """The failure for an error reply, whoever sent it: lashd, the bus or the bus library."""
     if name.startswith(DBUS_PREFIX):
         return from_name(name, message)
     short = name.removeprefix(_FREEDESKTOP)
-    if short in _ABSENT or short.startswith("Spawn.") or name.startswith("org.freedesktop.systemd1."):
+    absent = short in _ABSENT or short.startswith("Spawn.") or name.startswith("org.freedesktop.systemd1.")
+    # The bus may also wait for lashd in vain.
+    if absent or short in _SILENT:
+        if absent and (mistake := settings_mistake()):
+            return mistake
+        if refused := word_left():
+            return from_name(ErrorName.UNSUPPORTED_HOST, refused)
+    if absent:
         return Failure(
             name,
             "lashd is not running and could not be started.",

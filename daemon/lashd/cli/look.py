@@ -11,6 +11,7 @@ from lashd.cli import jsonout, screen, values, walk
 from lashd.cli.client import Client
 from lashd.cli.failures import Failure
 from lashd.cli.job import Job
+from lashd.cli.names import whole_key
 from lashd.words.errors import EXIT_NOTHING_TO_DO
 
 
@@ -38,13 +39,26 @@ async def _active(client: Client, number: int) -> Job | None:
     return None if job.done else job
 
 
+# To have none of these is nothing unusual; that it is bound to nothing would be another thing.
+_ABSENT = {
+    "staged": "Nothing is staged.",
+    "rollback": "There is no deployment to roll back to.",
+    "pinned": "No deployment is pinned.",
+}
+
+
 async def bound(client: Client, arguments: Any) -> int:
-    rows = await client.bound(arguments.deployment)
+    rows = await client.bound(await whole_key(client, arguments.deployment))
     if arguments.json:
         jsonout.document(rows)
         return 0
     from lashd.cli.render import tables
 
+    if not rows and arguments.deployment in _ABSENT:
+        roles = {role for row in await client.deployments() for role in values.texts(row, "roles")}
+        if arguments.deployment not in roles:
+            print(_ABSENT[arguments.deployment])
+            return 0
     names = None
     if arguments.deployment == "all":
         names = {values.text(row, "key"): ", ".join(values.texts(row, "roles")) for row in await client.deployments()}

@@ -12,6 +12,7 @@ from lashd.cli.client import Client, Options
 from lashd.cli.failures import Failure, from_name, odd_answer
 from lashd.cli.follow import follow
 from lashd.cli.job import Job
+from lashd.cli.names import whole_digest, whole_key
 from lashd.cli.render import words
 from lashd.words.errors import EXIT_NOTHING_TO_DO, ErrorName
 from lashd.words.reference import is_digest
@@ -52,7 +53,8 @@ async def upgrade(client: Client, arguments: Any) -> int:
 
 
 async def bind(client: Client, arguments: Any) -> int:
-    return await _start(client, "Bind", {"deployment": arguments.deployment, "reason": arguments.reason}, arguments)
+    options = {"deployment": await whole_key(client, arguments.deployment), "reason": arguments.reason}
+    return await _start(client, "Bind", options, arguments)
 
 
 async def rollback(client: Client, arguments: Any) -> int:
@@ -61,11 +63,13 @@ async def rollback(client: Client, arguments: Any) -> int:
 
 
 async def plan(client: Client, arguments: Any) -> int:
-    return await _start(client, "Plan", {"kind": arguments.what, "deployment": arguments.deployment}, arguments)
+    options = {"kind": arguments.what, "deployment": await whole_key(client, arguments.deployment)}
+    return await _start(client, "Plan", options, arguments)
 
 
 async def verify(client: Client, arguments: Any) -> int:
-    options = {"deployment": arguments.deployment, "deep": arguments.deep or None, "reason": arguments.reason}
+    which = await whole_key(client, arguments.deployment)
+    options = {"deployment": which, "deep": arguments.deep or None, "reason": arguments.reason}
     return await _start(client, "Verify", options, arguments)
 
 
@@ -76,7 +80,7 @@ async def collect(client: Client, arguments: Any) -> int:
 
 
 async def discard(client: Client, arguments: Any) -> int:
-    options = {"expected-digest": arguments.expected_digest, "reason": arguments.reason}
+    options = {"expected-digest": await whole_digest(client, arguments.expected_digest), "reason": arguments.reason}
     return await _start(client, "Discard", options, arguments)
 
 
@@ -112,6 +116,10 @@ async def follow_job(client: Client, path: str, *, json: bool) -> int:
 def _accepted(job: Job, *, json: bool) -> int:
     if json:
         jsonout.document({"job": job.as_json()})
+    elif job.details.get("joined") is True:
+        print(
+            f"{words.clean(job.title)} was running already and does that; 'lashctl jobs --follow {job.id}' follows it."
+        )
     else:
         print(f"Started {words.clean(job.title)}; 'lashctl jobs --follow {job.id}' follows it.")
     return 0
@@ -127,17 +135,39 @@ def ended(job: Job, *, json: bool) -> int:
         raise failure
     unchanged = job.result == "unchanged" and not _something_told(job)
     if not json:
-        print(_UNCHANGED.get(job.kind, "Nothing to do.") if unchanged else _done(job))
+        print(_unchanged(job) if unchanged else _done(job))
+        for sentence in values.texts(job.details, "missing"):
+            print(f"Warning: {words.clean(sentence)}")
+        held = words.clean(values.text(job.details, "held"))
+        if held:
+            print(held)
         if job.details:
             from lashd.cli.render import tables
 
             screen.show(tables.figures(job))
-        if job.kind in _NEXT and not unchanged:
+        if job.kind in _NEXT and not unchanged and not held:
             print(_NEXT[job.kind])
     return EXIT_NOTHING_TO_DO if unchanged else 0
 
 
+def _unchanged(job: Job) -> str:
+    if job.kind == "upgrade" and job.details.get("staged") is True:
+        then = "" if values.text(job.details, "held") else "; reboot to start it: systemctl reboot"
+        return f"Nothing to do: the newest host image is staged already{then}."
+    return _UNCHANGED.get(job.kind, "Nothing to do.")
+
+
 def _done(job: Job) -> str:
+    if job.kind == "plan" and job.details.get("newer") is True:
+        facts = values.row(job.details)
+        version, size = words.clean(values.text(facts, "newest_version")), values.number(facts, "newest_bytes")
+        newest = f"version {version}, " if version else ""
+        newest += words.digest(values.text(facts, "newest"))
+        newest += f", {words.size(size)} with what is here of it already" if size else ""
+        return (
+            f"There is a newer host image: {newest}. What it binds is known only once it was fetched, which 'lashctl "
+            "upgrade' does; the rest of this is about what is here."
+        )
     if job.kind == "verify":
         return "Every image is as it was recorded."
     if job.kind == "collect" and job.result == "unchanged":
@@ -172,6 +202,11 @@ def failure_of(job: Job) -> Failure | None:
     if job.result != "failed" or not job.error_name:
         return odd_answer(f"{job.title} has ended with the result '{words.clean(job.result)}'")
     retryable = job.details.get("retryable")
-    return from_name(
+    found = from_name(
         job.error_name, job.error_message, job=job.id, retryable=retryable if isinstance(retryable, bool) else None
     )
+    # By itself it lists the booted one.
+    which = values.text(job.options, "deployment") or ("staged" if job.kind in ("upgrade", "bind") else "")
+    if which not in ("", "booted"):
+        found.hint = found.hint.replace("'lashctl list'", f"'lashctl list --deployment {words.clean(which)}'")
+    return found

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lashd.running.jobs import Job
+from lashd.running.unfinished import GATE_FAILED, NOT_FINISHED
 from lashd.steps.decide import Decision
 from lashd.steps.shutdowns import restageable
 from lashd.words.model import Deployment, Order, Owed, Passed, Verdict
@@ -46,21 +47,31 @@ def reasons(now: Situation) -> list[Reason]:
         found.append(("next-try", f"The next try is at {moment(now.next_try)}."))
     if gate_ignored(now.verdict, now.booted, now.boot):
         assert now.booted is not None
-        found.append(
-            (
-                "gate-ignored",
-                f"{_name(now.booted)} was held at the last shutdown and is running all the same; something let it pass "
-                "without its images having been verified.",
-            )
-        )
+        assert now.verdict is not None
+        found.append(("gate-ignored", f"{_name(now.booted)} {ignored(now.verdict, now.booted)}."))
     return found
 
 
 def gate_ignored(verdict: Verdict | None, booted: Deployment | None, boot: str) -> bool:
-    """Whether what was held at the last shutdown is running all the same."""
-    if verdict is None or booted is None or verdict.boot == boot:
+    """Whether what was held at the last shutdown, or was not to come up after it, is running all the same."""
+    if verdict is None or booted is None or verdict.boot == boot or verdict.result is not Passed.HELD:
         return False
-    return verdict.result is Passed.HELD and verdict.deployment == booted.key
+    return verdict.stays != booted.name if verdict.stays else verdict.deployment == booted.key
+
+
+def ignored(verdict: Verdict, booted: Deployment) -> str:
+    """What is to be said of `booted` after `gate_ignored`, without its name."""
+    if any(code in (NOT_FINISHED, GATE_FAILED) for code, _ in verdict.reasons):
+        return "is running, and was not looked at: the gate at the last shutdown did not come to its end"
+    if verdict.deployment == booted.key:
+        return (
+            "was held at the last shutdown and is running all the same; something let it pass without its images "
+            "having been verified"
+        )
+    return (
+        "is running, although what ran before was to come up again after the last shutdown: the boot order was not put "
+        "right, or somebody chose another boot entry"
+    )
 
 
 def _of_staged(now: Situation) -> Iterable[Reason]:
@@ -80,9 +91,13 @@ def _of_staged(now: Situation) -> Iterable[Reason]:
             )
         )
     if order is not None and order.hold:
-        why = f": {order.reason}" if order.reason else ""
+        why = f": {order.reason.removesuffix('.')}" if order.reason else ""
         found.append(
-            ("order-hold", f"User {order.uid} ordered at {moment(order.given)} that it is held back{why}. Release it.")
+            (
+                "order-hold",
+                f"User {order.uid} ordered at {moment(order.given)} that it is held back{why}. 'lashctl release "
+                f"{staged.digest or staged.checksum}' takes that back.",
+            )
         )
     found += now.decision.reasons
     if not now.holds and not found:
@@ -132,7 +147,7 @@ def _of_boot_order(now: Situation) -> Iterable[Reason]:
 def _of_booted(now: Situation) -> Iterable[Reason]:
     """A reboot into the same system would not help; and where no digest is known nothing is fetched unasked."""
     for _, sentence in now.lacking:
-        yield "running-lacks", f"In the running system: {sentence} 'lashctl bind --deployment booted' fetches it."
+        yield "running-lacks", f"In the running system: {sentence} 'lashctl bind booted' fetches it."
 
 
 def _wasted(owed: Owed) -> str:
@@ -141,9 +156,13 @@ def _wasted(owed: Owed) -> str:
 
 
 def _name(deployment: Deployment) -> str:
-    shown = deployment.version or deployment.checksum[:12]
-    return f"Deployment {shown}"
+    short = f"{deployment.checksum[:12]}.{deployment.serial}"
+    return f"Version {deployment.version} ({short})" if deployment.version else f"Deployment {short}"
 
 
 def moment(seconds: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+    """A time in UTC. Any number may come from a damaged file."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+    except (OverflowError, OSError, ValueError):
+        return "an unknown time"

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from lashd.running.blocked import gate_ignored
+from lashd.running.blocked import gate_ignored, ignored
 from lashd.running.jobs import Job, Jobs
 from lashd.running.lookout import Lookout
 from lashd.running.reconcile import MEMORY, RESTAGE, Do, Facts, Step, next_step, wanted
@@ -84,17 +84,13 @@ class Keeper:
 
     async def start(self) -> None:
         """Begin to keep: what is staged is held when this returns. With the policy `off` only what happened is told."""
-        if gate_ignored(self.verdict, self._role(Role.BOOTED), self._boot):
-            log.error(
-                "%s was held at the last shutdown and is running all the same: something let it pass without its "
-                "images having been verified",
-                self.verdict.deployment if self.verdict else "",
-                extra={"LASHD_ERROR": "GateIgnored"},
-            )
+        booted, verdict = self._role(Role.BOOTED), self.verdict
+        if gate_ignored(verdict, booted, self._boot) and verdict is not None and booted is not None:
+            log.error("%s %s", booted.key, ignored(verdict, booted), extra={"LASHD_ERROR": "GateIgnored"})
         if self._gate.policy != "off":
             self._watcher.start()
             self._lookout.watch(self._noticed)
-            with contextlib.suppress(LashdError, OSError):  # the loop tries it again, and says why it cannot
+            with contextlib.suppress(Exception):  # the loop tries it again, and says why it cannot
                 if (step := next_step(self._lookout.gather())).do is Do.HOLD:
                     await self._do(step)
             self._task = asyncio.create_task(self._run(), name="keeper")
@@ -204,7 +200,7 @@ class Keeper:
             # That took a moment.
             facts = replace(self._lookout.gather(), look=look)
             self._retries.keep(name for name, _ in wanted(facts, look))
-            self.following = facts.following if facts.following and facts.following.key in look.lacking else None
+            self.following = facts.following if facts.following and facts.following.name in look.lacking else None
             step = next_step(facts)
         self._inhibit(facts)
         return step
@@ -223,7 +219,9 @@ class Keeper:
             case Do.OWE:
                 await self._remember(self._seen)
             case Do.SETTLE:
+                given_up = self.owed.deployment if self.owed is not None else ""
                 await self._remember(lambda: None)
+                log.info("The staged deployment %s is not waited for any more: %s", given_up, step.why)
             case Do.COUNT if self.owed is not None:
                 log.warning("A reboot has not brought up %s, which was staged before it", self.owed.deployment)
                 await self._remember(self._counted)

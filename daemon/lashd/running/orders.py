@@ -72,8 +72,14 @@ class Orders:
     shutdowns: Shutdowns
 
     async def hold(self, staged: Deployment, by: Initiator, reason: str) -> None:
-        """Keep it back. What somebody else holds stays so, and the order is there for when that ends."""
-        before = await self._give(staged, by, reason, hold=True)
+        """Keep it back. What somebody else holds stays so, and the order is there for when that ends.
+
+        To say it again without a reason leaves the reason that was given.
+        """
+        standing = self.shutdowns.order()
+        if not reason and standing is not None and standing.hold and standing.is_for(staged):
+            reason = standing.reason
+        before = await self._give(Order(staged.key, staged.digest or "", True, by.uid, reason, int(time.time())))
         try:
             if not staged.foreign_lock:
                 await self.backend.hold(staged)
@@ -82,24 +88,29 @@ class Orders:
             raise
         log.warning("User %d ordered that %s is held back: %s", by.uid, staged.key, reason or "no reason given")
 
-    async def release(self, staged: Deployment, by: Initiator, reason: str) -> None:
-        """Let it through as it is. Raises Held while somebody else holds it, and what the backend raises."""
+    async def release(self, staged: Deployment, by: Initiator, reason: str, *, complete: bool) -> None:
+        """Take back that it is held; only what is not `complete` is from then on let through as it is.
+
+        Else no order is left: what makes it incomplete later is found by the gate as ever. Raises Held while somebody
+        else holds it, and what the backend raises.
+        """
         if staged.foreign_lock:
             raise LashdError(
                 ErrorName.HELD,
                 f"The staged deployment {staged.key} is locked by somebody else than lashd, so it was not released; "
                 "'ostree admin lock-finalization --unlock' does that.",
             )
-        before = await self._give(staged, by, reason, hold=False)
+        force = Order(staged.key, staged.digest or "", False, by.uid, reason, int(time.time()))
+        before = await self._give(None if complete else force)
         try:
             await self.backend.release(staged)
         except LashdError:
             await asyncio.to_thread(self.shutdowns.give_order, before)
             raise
-        log.warning("User %d ordered that %s is let through: %s", by.uid, staged.key, reason or "no reason given")
+        what = "is not held back any more" if complete else "is let through although images are missing"
+        log.warning("User %d ordered that %s %s: %s", by.uid, staged.key, what, reason or "no reason given")
 
-    async def _give(self, staged: Deployment, by: Initiator, reason: str, *, hold: bool) -> Order | None:
+    async def _give(self, order: Order | None) -> Order | None:
         before = self.shutdowns.order()
-        order = Order(staged.key, staged.digest or "", hold, by.uid, reason, int(time.time()))
         await asyncio.to_thread(self.shutdowns.give_order, order)
         return before

@@ -17,14 +17,16 @@ from lashd.running.blocked import Situation, reasons
 from lashd.running.jobs import Job, Jobs
 from lashd.running.keeper import Keeper
 from lashd.running.reboot import Rebooter
-from lashd.running.rows import Row, gate_word, job_row, owed_row, shutdown_row, told
+from lashd.running.rows import Row, gate_word, job_row, order_row, owed_row, shutdown_row, told
 from lashd.running.view import View, deployment_row
 from lashd.running.walk import Walk
 from lashd.steps.shutdowns import Shutdowns, still_owed
 from lashd.things.host import HostBackend
+from lashd.things.ostree.lockfile import key_is_ours
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import Deployment, Order, Owed, Role
+from lashd.words.progress import Stage
 
 # Version of the document that Describe() returns; raised when a key changes its meaning or goes away.
 DESCRIBE_VERSION = 1
@@ -67,7 +69,7 @@ class Reader:
     def list_deployments(self, options: Options) -> list[Row]:
         everything = self._view.deployments()
         # In boot order; one that is held will not be finalised.
-        following = next((one for one in everything if not (Role.STAGED in one.roles and one.locked)), None)
+        following = next((one for one in everything if Role.STAGED not in one.roles or self._passes(one)), None)
         return [
             deployment_row(one, ready=self._view.decision(one).release, next_boot=one is following)
             for one in everything
@@ -108,7 +110,7 @@ class Reader:
             "Version": lashd.__version__,
             "HostKind": self._backend.kind,
             "State": self._state(staged, active),
-            "Gate": gate_word(staged),
+            "Gate": gate_word(staged, passes=staged is not None and self._passes(staged)),
             "BlockedBy": self.blocked_by(),
             "Booted": self._key(Role.BOOTED),
             "Staged": staged.key if staged else "",
@@ -160,6 +162,8 @@ class Reader:
             "host": {"kind": properties["HostKind"], "sysroot": str(self.settings.host.sysroot)},
             "state": properties["State"],
             "gate": properties["Gate"],
+            "policy": self.settings.gate.policy,
+            "order": order_row(self._order(self._by_role(Role.STAGED))),
             "blockedBy": told(properties["BlockedBy"]),
             "lastError": {"name": self._last_error[0], "message": self._last_error[1]},
             "lastShutdown": shutdown | {"reasons": told(shutdown["reasons"])} if shutdown else {},
@@ -227,6 +231,16 @@ class Reader:
         order = self._shutdowns.order() if staged is not None else None
         return order if order is not None and staged is not None and order.is_for(staged) else None
 
+    def _passes(self, staged: Deployment) -> bool:
+        """Whether the gate would let `staged` through as things are now."""
+        if not staged.locked:
+            return True
+        order = self._order(staged)
+        if self.settings.gate.policy == "hold" or staged.foreign_lock or (order is not None and order.hold):
+            return False
+        # Ours in the deployment's own description is taken away by the daemon only, and not yet.
+        return not key_is_ours(self.settings.paths.ostree_run, staged.checksum)
+
     def _owed(self, staged: Deployment | None) -> Owed | None:
         """What was staged and is not booted yet; with nothing staged, what is to come back."""
         owed, booted = self._keeper.owed if self._keeper is not None else None, self._by_role(Role.BOOTED)
@@ -244,7 +258,9 @@ class Reader:
 
     def _busy(self) -> dict[str, str]:
         job = self.jobs.active
-        shown = {"fetching": "pulling", "unpacking": "pulling", "retrying": "pulling", "failed": "failed"}
+        shown = {"failed": "failed"}
+        if job is not None and job.stage == Stage.PULL:  # before that the registry is only asked
+            shown |= dict.fromkeys(("fetching", "unpacking", "retrying"), "pulling")
         return {item: shown[at.state] for item, at in job.items.items() if at.state in shown} if job else {}
 
     def _state(self, staged: Deployment | None, active: Job | None) -> str:
@@ -252,6 +268,6 @@ class Reader:
             return "working"
         if staged is None:
             return "idle"
-        if staged.locked:
+        if not self._passes(staged):
             return "held"
         return "ready" if self._view.decision(staged).release else "incomplete"

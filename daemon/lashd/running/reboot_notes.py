@@ -6,17 +6,25 @@ Two small JSON files, each replaced whole. What cannot be read counts as not the
 
 from __future__ import annotations
 
+import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+from lashd.steps.reboot import Wanted
 from lashd.words.notes import read_note, write_note
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """A reboot that somebody asked for and that has to wait. `when` is `window` or `ready`."""
 
-    when: str
+    when: Wanted
     name: str
     uid: int
     asked: int  # seconds since the epoch
@@ -69,10 +77,10 @@ class Notes:
         self._asked_file = run / "reboot.json"
         self._kept_file = state / "reboot.json"
         self.boot = boot
-        asked = read_note(self._asked_file, Asked) or Asked()
+        asked = _read(self._asked_file, Asked) or Asked()
         # /run outlives a soft reboot, and so does the kernel's id of the boot: what was asked for then is checked.
         self.asked = asked if asked.boot == boot else Asked(boot)
-        self.kept = read_note(self._kept_file, Kept) or Kept()
+        self.kept = _read(self._kept_file, Kept) or Kept()
 
     def ask(self, asked: Asked) -> None:
         if asked != self.asked:
@@ -84,3 +92,10 @@ class Notes:
         if kept != self.kept:
             write_note(self._kept_file, kept, mode=0o600)
             self.kept = kept
+
+
+def _read(path: Path, kind: type[_T]) -> _T | None:
+    found = read_note(path, kind)
+    if found is None and os.path.lexists(path):
+        log.warning("%s cannot be understood, so what it says about reboots is forgotten", path)
+    return found

@@ -15,7 +15,7 @@ from lashd.things.rebooting import Going
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What the next boot would bring, now. Identities are the same for the same content staged twice (no serial)."""
+    """What the next boot would bring, now. Identities are names of deployments (`Deployment.name`)."""
 
     booted: str = ""  # identity of the booted deployment
     target: str = ""  # of the one that would be booted next, empty when that is the booted one

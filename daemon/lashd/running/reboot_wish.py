@@ -35,7 +35,7 @@ class Wish:
             return self._policy, False
         if self._policy is Wanted.READY and self._notes.kept.wasted(target, self._notes.boot) < ATTEMPTS:
             return self._policy, True
-        return Wanted(request.when), True
+        return request.when, True
 
     def require(self, when: str) -> None:
         """Raise when a reboot can never be had so: InvalidArgument, OutsideWindow when no window ever opens."""
@@ -50,7 +50,7 @@ class Wish:
 
     def ask(self, when: str, *, name: str, uid: int) -> None:
         """Remember a request until the host reboots, or it is withdrawn or forgotten."""
-        request = Request(when, name, uid, int(time.time()))
+        request = Request(Wanted(when), name, uid, int(time.time()))
         self._notes.ask(replace(self._notes.asked, request=request))
         log.info("A reboot (%s) was asked for by %s (user %d)", when, name or "somebody", uid)
 
@@ -93,6 +93,6 @@ class Wish:
             "when": self.wanted(target)[0].value,
             "asked-by": request.name if request else "",
             "asked-uid": request.uid if request else -1,
-            "asked-at": request.asked if request else 0,
+            "asked-at": max(request.asked, 0) if request else 0,
             "next-window": int(self.next_window() or 0),
         }

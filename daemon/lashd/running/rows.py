@@ -8,16 +8,19 @@ from typing import Any
 
 from lashd.running.jobs import Job
 from lashd.words.errors import ErrorName, LashdError
-from lashd.words.model import Deployment, Discovery, ImageState, Owed, Verdict
+from lashd.words.model import Deployment, Discovery, ImageState, Order, Owed, Verdict
 
 Row = dict[str, Any]
 
 
-def gate_word(staged: Deployment | None) -> str:
-    """`none`; `held`; `released`: only the gate's own look at shutdown is to come; `open`: nobody holds it."""
+def gate_word(staged: Deployment | None, *, passes: bool) -> str:
+    """`none`; `held`; `released`: only the gate's own look at shutdown is to come; `open`: nobody holds it.
+
+    `passes`: the gate would let it through as things are, although it may be locked until then.
+    """
     if staged is None:
         return "none"
-    return "held" if staged.locked else "released" if staged.declared else "open"
+    return "held" if not passes else "released" if staged.declared else "open"
 
 
 def shutdown_row(verdict: Verdict | None) -> Row:
@@ -28,10 +31,17 @@ def shutdown_row(verdict: Verdict | None) -> Row:
         "result": verdict.result.value,
         "deployment": verdict.deployment,
         "digest": verdict.digest,
-        "time": verdict.decided,
+        "time": max(verdict.decided, 0),
         "boot": verdict.boot,
         "reasons": [[code, sentence] for code, sentence in verdict.reasons],
     }
+
+
+def order_row(order: Order | None) -> Row:
+    """What an operator said about the staged deployment, for documents; empty for nothing."""
+    if order is None:
+        return {}
+    return {"hold": order.hold, "uid": order.uid, "reason": order.reason, "given": max(order.given, 0)}
 
 
 def owed_row(owed: Owed | None) -> Row:
@@ -43,8 +53,8 @@ def owed_row(owed: Owed | None) -> Row:
         "stateroot": owed.stateroot,
         "checksum": owed.checksum,
         "digest": owed.digest,
-        "since": owed.since,
-        "wasted": owed.wasted,
+        "since": max(owed.since, 0),
+        "wasted": max(owed.wasted, 0),
     }
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+from dataclasses import replace
 from typing import Any, Protocol
 
 from lashd.running.adoption import Adoption
@@ -18,6 +19,7 @@ from lashd.running.outlook import look_ahead
 from lashd.running.ownwork import OwnWork
 from lashd.running.reading import Options, Reader
 from lashd.running.reboot import Rebooter
+from lashd.running.reboot_ways import Outlook
 from lashd.running.starting import ITSELF, Starter
 from lashd.running.view import View
 from lashd.running.walk import Walk, plan_facts
@@ -27,7 +29,7 @@ from lashd.things.host import HostBackend
 from lashd.things.primary import PrimaryStore
 from lashd.things.store import Store
 from lashd.words.config import Settings
-from lashd.words.errors import LashdError
+from lashd.words.errors import TOLD, ErrorName, LashdError
 from lashd.words.model import Owed, Role
 from lashd.words.progress import Stage, StageStarted
 
@@ -35,6 +37,12 @@ log = logging.getLogger(__name__)
 
 # The option `reboot` of an upgrade, and what is asked for then.
 _WHEN_TO_REBOOT = {"when-ready": "ready", "window": "window"}
+
+# What BlockedBy tells as well, and what keeps nothing from a reboot.
+_NO_HINDRANCE = frozenset(
+    {"running-lacks", "next-try", "waiting", "wasted-reboots", "gate-ignored", "wrong-name", "outside-window"}
+    | {"restart-needed"}
+)
 
 
 class Listener(Protocol):
@@ -57,7 +65,7 @@ class Service(Reader):
             walk=walk,
             view=view,
             shutdowns=Shutdowns(settings.paths.state, settings.paths.run),
-            rebooter=Rebooter(settings, lambda: look_ahead(view, jobs), boot=boot, changed=self._tell),
+            rebooter=Rebooter(settings, self._look_ahead, boot=boot, changed=self._tell),
             boot=boot,
         )
         self._orders = Orders(backend, self._shutdowns)
@@ -71,6 +79,7 @@ class Service(Reader):
         )
         self._delay = Delay()
         self._barred_note = settings.paths.run / "activation.json"
+        self._restarts_note = settings.paths.run / "restarts.json"
         self._listeners: list[Listener] = []
         self._tasks: list[asyncio.Task[None]] = []
         self.jobs.subscribe(self)
@@ -84,8 +93,12 @@ class Service(Reader):
         await asyncio.to_thread(shutil.rmtree, self.settings.paths.state / "pull", ignore_errors=True)
         try:
             await self._backend.recover()
-        except (LashdError, OSError) as error:
+        except Exception as error:  # whatever it is, the host is looked after
             log.warning("A hold that a killed daemon left could not be removed: %s", error)
+        try:
+            await self._walk.store.drop_set_aside()
+        except (LashdError, OSError) as error:
+            log.warning("Layers that were replaced before the last boot could not be removed: %s", error)
         if self._by_role(Role.BOOTED) is not None:
             self.jobs.subscribe(self._delay)
             self._keeper = Keeper(
@@ -119,6 +132,7 @@ class Service(Reader):
     # -- what changes something, as a job ---------------------------------------------------------------------------
 
     def upgrade(self, options: Options, initiator: Initiator) -> tuple[Job, bool]:
+        """The whole walk. Details: `held`, why it stays held; `staged`, when the newest one was staged already."""
         when = _WHEN_TO_REBOOT.get(options.get("reboot", "no"))
 
         async def work(job: Job) -> Outcome:
@@ -128,7 +142,10 @@ class Service(Reader):
             facts = await self._walk.upgrade(options.get("expected-digest"), job.report)
             if when is not None and self._walk.deployment(Role.STAGED) is not None:
                 await self._rebooter.request(when, name=initiator.name, uid=initiator.uid)
-            return Outcome(facts is not None, facts or {})
+            more: dict[str, Any] = {"held": held} if (held := self._walk.held_back()) else {}
+            if facts is None and self._walk.deployment(Role.STAGED) is not None:
+                more["staged"] = True
+            return Outcome(facts is not None, {**(facts or {}), **more})
 
         return self._starter.start("upgrade", work, initiator, options)
 
@@ -158,7 +175,7 @@ class Service(Reader):
         async def work(job: Job) -> Outcome:
             # The boot entries are written as a whole or not at all.
             job.protect()
-            job.report(StageStarted(Stage.ROLL_BACK))
+            job.report(StageStarted(Stage.DISCARD))
             await self._backend.discard(staged)
             await self._forget_staged()
             return Outcome(True, {"deployment": staged.key})
@@ -168,7 +185,7 @@ class Service(Reader):
     def _give_up(self, lost: Owed, options: Options, initiator: Initiator) -> tuple[Job, bool]:
         async def work(job: Job) -> Outcome:
             job.protect()
-            job.report(StageStarted(Stage.ROLL_BACK))
+            job.report(StageStarted(Stage.DISCARD))
             staged = came_back(self._by_role(Role.STAGED), lost)
             if staged is not None:
                 await self._backend.discard(staged)
@@ -198,7 +215,11 @@ class Service(Reader):
         deployment = self._one(options.get("deployment", Role.BOOTED.value))
 
         async def work(job: Job) -> Outcome:
-            return await self._chores.verify(deployment, job, deep=options.get("deep", False))
+            try:
+                return await self._chores.verify(deployment, job, deep=options.get("deep", False))
+            finally:
+                # What was found damaged is not vouched for any more.
+                self._ordered()
 
         return self.jobs.start("verify", work, initiator, options, slot=False)
 
@@ -214,17 +235,21 @@ class Service(Reader):
         """Start the reboot, remember that it is wanted, or (`when` = `never`) forget that. The job ends then.
 
         Details: `state` (`started`, `waiting`, `withdrawn`, or `nothing` when there was nothing to forget), and what is
-        wanted now as `when`.
+        wanted now as `when`; and `missing`, sentences on what the next system lacks and is started without.
         """
 
         async def work(job: Job) -> Outcome:
-            when = options.get("when", "now")
+            when, lacks = options.get("when", "now"), self._lacks()
             if when == "never":
                 changed = await self._rebooter.withdraw(name=initiator.name, uid=initiator.uid)
                 state = "withdrawn" if changed else "nothing"
             else:
-                changed, state = True, await self._rebooter.request(when, name=initiator.name, uid=initiator.uid)
-            return Outcome(changed, {"state": state, "when": self._rebooter.row()["when"]})
+                try:
+                    changed, state = True, await self._rebooter.request(when, name=initiator.name, uid=initiator.uid)
+                except LashdError as error:
+                    raise self._held() if error.name is ErrorName.HELD else error from error
+            details = {"state": state, "when": self._rebooter.row()["when"]}
+            return Outcome(changed, details | ({"missing": lacks} if state == "started" and lacks else {}))
 
         return self.jobs.start("reboot", work, initiator, options, slot=False)
 
@@ -234,6 +259,10 @@ class Service(Reader):
             from lashd.running.activate import read_report
 
             found += [("wrong-name", sentence) for sentence in read_report(self.settings).values()]
+        if self._restarts_note.exists():
+            from lashd.running.restarts import pending
+
+            found += [("restart-needed", sentence) for sentence in pending(self.settings)]
         return found
 
     # -- orders, which take no job ----------------------------------------------------------------------------------
@@ -245,14 +274,22 @@ class Service(Reader):
         self._ordered()
 
     async def release(self, options: Options, initiator: Initiator) -> None:
-        """Let exactly the staged deployment through, complete or not.
+        """Take back that the staged deployment is held; exactly this one is let through although images are missing.
 
         Raises InvalidArgument without `expected-digest`, NothingStaged, DigestMismatch, Held while somebody else holds
         it, SysrootLocked.
         """
         staged = expected_staged(self._by_role(Role.STAGED), options, needed=True)
-        await self._orders.release(staged, initiator, str(options.get("reason", "")))
+        complete = self._view.decision(staged).release
+        await self._orders.release(staged, initiator, str(options.get("reason", "")), complete=complete)
         self._ordered()
+
+    def _look_ahead(self) -> Outlook:
+        outlook, staged = look_ahead(self._view, self.jobs), self._by_role(Role.STAGED)
+        if self.settings.gate.policy != "off" or staged is None or self.jobs.active is not None:
+            return outlook
+        # Nobody declares anything ready then, and the hold that every staging begins with is of no weight.
+        return replace(outlook, ready=outlook.ready or self._passes(staged))
 
     def _ordered(self) -> None:
         if self._keeper is not None:
@@ -293,6 +330,22 @@ class Service(Reader):
             listener.state_changed()
 
     # -- helpers ----------------------------------------------------------------------------------------------------
+
+    def _lacks(self) -> list[str]:
+        """What the gate would only warn of: sentences."""
+        staged = self._by_role(Role.STAGED)
+        if staged is None or self.settings.gate.policy == "off" or not self._passes(staged):
+            return []
+        return [sentence for _, sentence in self._view.decision(staged).reasons]
+
+    def _held(self) -> LashdError:
+        """Why there is no reboot into the next system now, by all that stands in its way."""
+        job = self.jobs.active
+        why = [sentence for code, sentence in self.blocked_by() if code not in _NO_HINDRANCE]
+        if not why and job is not None:
+            why = [f"Job {job.id} ({job.kind}) is running."]
+        more = [f"And {len(why) - TOLD} more."] if len(why) > TOLD else []
+        return LashdError(ErrorName.HELD, " ".join(["There is no reboot now.", *why[:TOLD], *more]) if why else "")
 
     async def _forget_staged(self) -> None:
         """The staged deployment was dropped on purpose: neither it nor what was said about it is to come back."""

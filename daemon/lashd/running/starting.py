@@ -13,7 +13,7 @@ from lashd.running.jobs import Initiator, Job, Jobs, Outcome, Work
 from lashd.running.walk import Walk, plan_facts
 from lashd.things.host import HostBackend
 from lashd.words.errors import LashdError
-from lashd.words.model import Deployment
+from lashd.words.model import Deployment, Role
 
 # Who asked for what the daemon does by itself. Such a job yields to whatever a person asks for.
 ITSELF = Initiator(0, "lashd.service", "lashd")
@@ -46,7 +46,9 @@ class Starter:
     ) -> tuple[Job, bool]:
         async def work(job: Job) -> Outcome:
             bound = await self.walk.bind(deployment, job.report, known_only=known_only)
-            return Outcome(bound.changed, {"deployment": deployment.key, **plan_facts(bound.plan)})
+            facts = {"deployment": deployment.key, **plan_facts(bound.plan)}
+            held = self.walk.held_back() if Role.STAGED in deployment.roles else ""
+            return Outcome(bound.changed, facts | ({"held": held} if held else {}))
 
         # By its key: whoever asks for the same in other words joins the job.
         return self.start("bind", work, initiator, {**options, "deployment": deployment.key})

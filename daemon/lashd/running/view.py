@@ -34,7 +34,8 @@ BOOTED_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    at: float
+    begun: float
+    at: float  # when it was ended: what takes long to read would else be old before it is there
     found: Discovery
     merges: Path | None
 
@@ -77,25 +78,29 @@ class View:
         return chosen
 
     def discovery(self, deployment: Deployment) -> Discovery:
-        """What `deployment` binds."""
+        """What `deployment` binds. Read here and now when it is not known: rootfs.BUDGET keeps that short."""
         found = self._fresh(deployment)
         if found is None:
-            now = time.monotonic()
-            found = self._learnt(deployment, now, discover(deployment.root, deployment.merges))
+            begun = time.monotonic()
+            read = discover(deployment.root, deployment.merges)
+            found = self._learnt(deployment, begun, time.monotonic(), read)
         return found
 
     async def learn(self, deployment: Deployment) -> None:
         """Find out what `deployment` binds, beside the event loop, so that `discovery` has it at hand."""
         if self._fresh(deployment) is None:
-            now, edits = time.monotonic(), self._edits
+            begun, edits = time.monotonic(), self._edits
             found = await asyncio.to_thread(discover, deployment.root, deployment.merges)
-            self._learnt(deployment, now if edits == self._edits else -math.inf, found)
+            if edits == self._edits:
+                self._learnt(deployment, begun, time.monotonic(), found)
+            else:
+                self._learnt(deployment, -math.inf, -math.inf, found)
 
     def edited(self) -> None:
         """The running /etc has changed: read anew, at the next look, whatever depends on it."""
         self._edits += 1
         for root, read in self._discoveries.items():
-            self._discoveries[root] = replace(read, at=-math.inf)
+            self._discoveries[root] = replace(read, begun=-math.inf, at=-math.inf)
 
     def _fresh(self, deployment: Deployment) -> Discovery | None:
         read = self._discoveries.get(deployment.root)
@@ -104,14 +109,22 @@ class View:
         fixed = Role.BOOTED not in deployment.roles and deployment.merges is None
         return read.found if fixed or time.monotonic() - read.at <= BOOTED_SECONDS else None
 
-    def _learnt(self, deployment: Deployment, at: float, found: Discovery) -> Discovery:
+    def _learnt(self, deployment: Deployment, begun: float, at: float, found: Discovery) -> Discovery:
         read = self._discoveries.get(deployment.root)
-        if read is not None and read.at > at:
+        if read is not None and read.begun > begun:
             return read.found  # somebody looked later, and was faster
         # The same object for the same content: rows that were made from it stay valid.
         found = read.found if read is not None and read.found == found else found
-        self._discoveries[deployment.root] = _Read(at, found, deployment.merges)
+        if read is None:
+            self._forget_gone()
+        self._discoveries[deployment.root] = _Read(begun, at, found, deployment.merges)
         return found
+
+    def _forget_gone(self) -> None:
+        there = {one.root for one in self.deployments()}
+        for root in self._discoveries.keys() - there:
+            del self._discoveries[root]
+            self._rows.pop(root, None)
 
     def known_names(self, deployment: Deployment) -> tuple[str, ...] | None:
         """All names of what `deployment` binds; None when that has not been read yet, or not to its end."""

@@ -8,6 +8,7 @@ the one callback, and cancelling is asyncio cancellation.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +78,7 @@ class Walk:
 
     async def plan(self, deployment: Deployment, report: Report) -> Plan:
         """What a bind of `deployment` would do now; changes nothing."""
+        self.records.require()
         report(StageStarted(Stage.DISCOVER))
         found = await asyncio.to_thread(discover, deployment.root, deployment.merges)
         plan = await make_plan(
@@ -122,12 +124,35 @@ class Walk:
             return None
         return {"deployment": target.key, "version": target.version or "", **plan_facts(bound.plan)}
 
+    def held_back(self) -> str:
+        """Why the staged deployment stays held whatever is bound, and what ends that; empty when it does not."""
+        staged = self.deployment(Role.STAGED)
+        if staged is None or not staged.locked:
+            return ""
+        if staged.foreign_lock:
+            return (
+                "It stays held: somebody else than lashd has locked it; 'ostree admin lock-finalization --unlock' "
+                "takes that away."
+            )
+        order = self._passage.order(staged)
+        if order is None or not order.hold:
+            return ""
+        name = staged.digest or staged.checksum
+        return f"It stays held, as user {order.uid} ordered; 'lashctl release {name}' takes that back."
+
     async def newest(self) -> Mapping[str, Any]:
         """Is there a newer host image? What it binds is known only once it has been fetched."""
         followed = self._followed()
         assert followed.image is not None
         digest = await self._newest(followed.image)
-        return {"newest": digest, "newer": digest != followed.digest}
+        facts: dict[str, Any] = {"newest": digest, "newer": digest != followed.digest}
+        if facts["newer"]:
+            # That there is one is worth telling alone.
+            with contextlib.suppress(LashdError):
+                outline = await self.backend.outline(followed.image)
+                if outline.digest == digest:
+                    facts |= {"newest-version": outline.version, "newest-bytes": outline.bytes}
+        return facts
 
     async def _newest(self, image: HostImage) -> str:
         """The digest that `image` means now; asked again a few times when that may help."""

@@ -27,6 +27,15 @@ class Fetched:
 
 
 @dataclass(frozen=True, slots=True)
+class HostOutline:
+    """A host image in its registry: its `digest`, `version` (empty when it does not say), and compressed bytes."""
+
+    digest: str
+    version: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Staging:
     """How a deployment was staged, or installed: the content of its origin file, its kernel arguments (None: none were
     given) and the checksums of initrds that lie over its own."""
@@ -66,7 +75,7 @@ class HostBackend(Protocol):
         ...
 
     def nextroot(self) -> str | None:
-        """Key of the deployment that a soft reboot would bring up, None when none is prepared; `unknown` for another.
+        """Name of the deployment that a soft reboot would bring up, None when none is prepared; `unknown` for another.
 
         Read from files.
         """
@@ -78,6 +87,10 @@ class HostBackend(Protocol):
 
     async def check(self, image: HostImage) -> str:
         """The manifest digest that `image` means in its registry now."""
+        ...
+
+    async def outline(self, image: HostImage) -> HostOutline:
+        """What the registry says of `image` before it is fetched. Raises what a registry can answer."""
         ...
 
     async def fetch(self, image: HostImage, *, expected_digest: str | None, report: Report) -> Fetched:

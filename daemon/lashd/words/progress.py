@@ -20,6 +20,7 @@ class Stage(StrEnum):
     RECORD = "record"
     RELEASE = "release"
     ROLL_BACK = "roll-back"
+    DISCARD = "discard"
     COLLECT = "collect"
     REBOOT = "reboot"
 

@@ -25,11 +25,12 @@ STAGES = {
     "record": "record what is bound",
     "release": "let the deployment through",
     "roll-back": "make the rollback deployment the next boot",
+    "discard": "drop the staged deployment",
     "collect": "remove what nothing needs any more",
     "reboot": "reboot",
 }
 _IMAGES = "pull"
-_AFTER_IMAGES = ("verify", "record", "release", "roll-back", "collect", "reboot")
+_AFTER_IMAGES = ("verify", "record", "release", "roll-back", "discard", "collect", "reboot")
 
 
 def stage_name(stage: str) -> str:

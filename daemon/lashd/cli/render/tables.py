@@ -157,7 +157,9 @@ _PLANNED = {"bytes_to_fetch": "To fetch", "bytes_on_disk": "Needed on disk", "by
 # A job that has ended tells the plan that it followed.
 _FETCHED = {"bytes_to_fetch": "Fetched", "images_to_fetch": "Images fetched"}
 # Said in other ways, or of no use to a person.
-_SILENT = {"changed", "retryable", "joined", "fits", "newer"}
+_SILENT = {"changed", "retryable", "joined", "fits", "newer", "held", "staged", "missing"}
+# Of what is here nothing needs to be fetched, which says nothing of the newer host image.
+_OF_NEWER = {"bytes_to_fetch", "bytes_on_disk", "images_to_fetch"}
 
 
 def figures(job: Job) -> RenderableType:
@@ -166,6 +168,14 @@ def figures(job: Job) -> RenderableType:
     planned = job.kind == "plan"
     labels = _PLANNED if planned else _FETCHED
     silent = _SILENT if planned else _SILENT | {"bytes_on_disk", "bytes_free"}
+    if planned and source.get("newer") is True:
+        silent = (
+            silent
+            | {"newest", "newest_version", "newest_bytes"}
+            | {key for key in _OF_NEWER if not values.number(source, key)}
+        )
+    if job.kind == "reboot":
+        silent = silent | {"state", "when"}
     table = facts()
     for key, value in source.items():
         if key == "fetch":
