@@ -202,15 +202,16 @@ MUTANTS = (
     mutant(
         "boot order not looked at behind what is staged",
         f"{_DAEMON}/running/gate.py",
-        "_, more = check_boot_order(everything, self._judge, self._put_first)",
-        "more: list[Reason] = []",
+        "\n        following, more = check_boot_order(everything, self._judge, self._put_first)\n"
+        "        verdict = replace",
+        "\n        following, more = None, []\n        verdict = replace",
         "tests/running/test_gate.py::test_what_stands_behind_it_in_the_boot_order_is_looked_at",
     ),
     mutant(
         "the gate leaves no word before it has decided",
         f"{_DAEMON}/running/gate.py",
-        "self._write(_verdict(Passed.HELD, self._staged, [(NOT_FINISHED, _NOT_FINISHED)]))",
-        "pass",
+        "            self._look(everything)\n            self._write(self._unfinished(NOT_FINISHED))\n",
+        "            self._look(everything)\n",
         "tests/running/test_gate.py::test_a_gate_that_is_killed_leaves_word",
     ),
     mutant(
@@ -247,7 +248,7 @@ MUTANTS = (
     mutant(
         "a lock of ours that was touched counts as ours",
         f"{_DAEMON}/things/ostree/lockfile.py",
-        " or changed != _TIME * 1_000_000_000",
+        " or status.st_mtime_ns != _TIME * 1_000_000_000",
         "",
         "tests/things/ostree/test_lockfile.py::test_one_of_ours_that_was_touched_is_somebody_elses",
     ),
