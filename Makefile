@@ -32,7 +32,7 @@ lint: setup ## ruff, mypy, import-linter
 	$(VENV)/bin/lint-imports
 
 test: need-root setup ## all tests
-	$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 bench: need-root setup ## ratios against bootc's way, written to build/bench.json
 	$(PYTHON) -m tests.bench
