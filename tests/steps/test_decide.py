@@ -130,8 +130,8 @@ def test_the_table_at_shutdown(
     for foreign in (False, True):
         for key in (False, True):
             if foreign or key:
-                deployment = replace(STAGED, foreign_lock=foreign)
-                decision = at_shutdown(deployment, seen, order, policy, key_locked=key)
+                deployment = replace(STAGED, foreign_lock=foreign, key_locked=key)
+                decision = at_shutdown(deployment, seen, order, policy)
                 assert not decision.release
                 assert decision.reasons[-1][0] == ("foreign-lock" if foreign else "locked-key")
     assert not at_shutdown(replace(STAGED, digest=None), NO, LET, "hold").release
@@ -147,7 +147,7 @@ def test_the_table_at_shutdown(
     st.booleans(),
 )  # fmt: skip
 def test_nothing_passes_without_a_ground(deployment, seen, order, policy, key) -> None:
-    decision = at_shutdown(deployment, seen, order, policy, key_locked=key)
+    decision = at_shutdown(replace(deployment, key_locked=key), seen, order, policy)
     concerned = order is not None and (order.deployment, order.digest) == (deployment.key, deployment.digest or "")
     if decision.release:
         assert not deployment.foreign_lock

@@ -10,7 +10,6 @@ from lashd.steps.decide import UNKNOWN, Decision, at_shutdown
 from lashd.steps.evidence import Evidence, gather
 from lashd.steps.record import Records
 from lashd.steps.shutdowns import Shutdowns
-from lashd.things.ostree.lockfile import key_is_ours
 from lashd.things.store import Store
 from lashd.words import files
 from lashd.words.config import Settings
@@ -53,13 +52,7 @@ class Judge:
     def _look(self, deployment: Deployment) -> Judged:
         staged = Role.STAGED in deployment.roles
         evidence = self._evidence(deployment, installed=not staged)
-        decision = at_shutdown(
-            deployment,
-            evidence.decision,
-            self._shutdowns.order(),
-            self._settings.gate.policy,
-            key_locked=staged and key_is_ours(self._settings.paths.ostree_run, deployment.checksum),
-        )
+        decision = at_shutdown(deployment, evidence.decision, self._shutdowns.order(), self._settings.gate.policy)
         if decision.release:
             try:
                 if evidence.unsynced:

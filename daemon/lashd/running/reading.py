@@ -22,7 +22,6 @@ from lashd.running.view import View, deployment_row
 from lashd.running.walk import Walk
 from lashd.steps.shutdowns import Shutdowns, still_owed
 from lashd.things.host import HostBackend
-from lashd.things.ostree.lockfile import key_is_ours
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import Deployment, Order, Owed, Role
@@ -236,10 +235,8 @@ class Reader:
         if not staged.locked:
             return True
         order = self._order(staged)
-        if self.settings.gate.policy == "hold" or staged.foreign_lock or (order is not None and order.hold):
-            return False
-        # Ours in the deployment's own description is taken away by the daemon only, and not yet.
-        return not key_is_ours(self.settings.paths.ostree_run, staged.checksum)
+        ordered = order is not None and order.hold
+        return not (self.settings.gate.policy == "hold" or staged.foreign_lock or staged.key_locked or ordered)
 
     def _owed(self, staged: Deployment | None) -> Owed | None:
         """What was staged and is not booted yet; with nothing staged, what is to come back."""

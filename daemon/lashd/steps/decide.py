@@ -72,14 +72,12 @@ def at_shutdown(
     seen: Decision,
     order: Order | None,
     policy: Literal["hold", "warn", "off"],
-    *,
-    key_locked: bool = False,
 ) -> Decision:
     """What the gate does about `deployment` now that the system shuts down; `seen` is what `decide` says of it.
 
     `order` counts when it is for just this deployment and digest; to let through it can overrule what is missing, never
-    a lock of somebody else's, nor one that lashd put into the deployment's own description (`key_locked`), which only
-    the daemon takes away. A decision to release has reasons when something is missing all the same.
+    a lock of somebody else's, nor one that only the daemon takes away (`key_locked`). A decision to release has reasons
+    when something is missing all the same.
     """
     if deployment.foreign_lock:
         why = (
@@ -87,7 +85,7 @@ def at_shutdown(
             "--unlock' takes that away, or 'rm /run/ostree/staged-deployment-locked' where only that file is there."
         )
         return Decision(False, ((FOREIGN_LOCK, why),))
-    if key_locked:
+    if deployment.key_locked:
         why = f"The deployment {deployment.key} was never released since it was staged."
         return Decision(False, (*seen.reasons, (LOCKED_KEY, why)))
     if order is not None and order.is_for(deployment):

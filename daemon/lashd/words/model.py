@@ -50,6 +50,7 @@ class Deployment:
     locked: bool = False  # it is held: a shutdown now would not finalise it, whatever the gate finds
     declared: bool = False  # verified and declared ready: only the gate's own look at shutdown is still to come
     foreign_lock: bool = False  # somebody else than lashd forbids that it is finalised
+    key_locked: bool = False  # so does a lock of lashd's in the host's own note, which only the daemon takes away
     merges: Path | None = None  # root of the deployment whose local changes of /etc it will get; None: of none
 
     @property

@@ -148,8 +148,8 @@ class OstreeSysroot:
         except (ValueError, KeyError, TypeError):
             return None
         deployment = self._deployment(stateroot, name, {Role.STAGED})
-        locked, declared, foreign = _hold(self._run, name, key_set=state.get("locked") is True)
-        deployment = replace(deployment, locked=locked, declared=declared, foreign_lock=foreign, merges=merges)
+        deployment = _held(self._run, deployment, key_set=state.get("locked") is True)
+        deployment = replace(deployment, merges=merges)
         # Between the two moments at which libostree writes its file and makes or removes the directory.
         return deployment if deployment.root.is_dir() else None
 
@@ -176,17 +176,15 @@ class OstreeSysroot:
         )
 
 
-def _hold(run: Path, key: str, *, key_set: bool) -> tuple[bool, bool, bool]:
-    """Who holds the staged deployment `key`: `locked`, `declared` and `foreign_lock` of Deployment.
-
-    `key_set`: its own file says that it is locked.
-    """
-    lock = look_at_lock(run)
-    foreign_key = key_set and not key_is_ours(run, key.partition(".")[0])
+def _held(run: Path, staged: Deployment, *, key_set: bool) -> Deployment:
+    """`staged` with who holds it. `key_set`: ostree's note of it says that it is locked."""
+    lock, own = look_at_lock(run), key_is_ours(run, staged.checksum)
+    foreign_key = key_set and not own
     if lock is None:
-        return key_set, False, foreign_key
-    declared = lock.is_for(key) and lock.ready and not key_set
-    return not declared, declared, foreign_key or not lock.ours
+        return replace(staged, locked=key_set, foreign_lock=foreign_key, key_locked=own)
+    declared = lock.is_for(staged.key) and lock.ready and not key_set
+    foreign = foreign_key or not lock.ours
+    return replace(staged, locked=not declared, declared=declared, foreign_lock=foreign, key_locked=own)
 
 
 def _with_rollback(found: list[Deployment]) -> tuple[Deployment, ...]:
