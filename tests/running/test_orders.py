@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,10 +20,8 @@ from lashd.things.host import HostBackend
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import Deployment, Order, Role
-from tests.bench.service import furnish, settings_below
 from tests.running.test_service import SCHEMA
 from tests.running.test_walk import StagingBackend
-from tests.support.registry import Registry
 
 DIGEST = "sha256:" + "d" * 64
 STAGED = Deployment(
@@ -112,18 +107,6 @@ async def test_what_is_said_of_a_hold(orders: Orders, shutdowns: Shutdowns) -> N
     assert f"'lashctl release {DIGEST}'" in sentence
 
 
-@pytest.fixture(scope="module")
-def furnished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    """A host image that binds nothing."""
-    base = tmp_path_factory.mktemp("host")
-    made = settings_below(base)
-    with Registry() as registry:
-        asyncio.run(furnish(registry, made, 0))
-    yield made
-    # ostree makes deployments immutable, and pytest could not remove them.
-    subprocess.run(["chattr", "-R", "-f", "-i", str(base)], check=False)
-
-
 def service(settings: Settings, policy: Any, **staged: Any) -> tuple[Service, Deployment]:
     """With a staged deployment beside the booted one, of the same content, and locked by nobody but the first hold."""
     backend = StagingBackend(replace(settings, gate=replace(settings.gate, policy=policy)))
@@ -152,11 +135,11 @@ GONE = {"root": Path("/nowhere")}
     ],
 )
 async def test_what_the_gate_will_do_is_what_is_shown(
-    furnished: Settings, policy: str, staged: dict[str, Any], hold: bool, gate: str, lacks: int, ready: bool
+    nothing_bound: Settings, policy: str, staged: dict[str, Any], hold: bool, gate: str, lacks: int, ready: bool
 ) -> None:
-    running, new = service(furnished, policy, **staged)
+    running, new = service(nothing_bound, policy, **staged)
     order = Order(new.key, new.digest or "", True, 0, "freeze", 1) if hold else None
-    Shutdowns(furnished.paths.state, furnished.paths.run).give_order(order)
+    Shutdowns(nothing_bound.paths.state, nothing_bound.paths.run).give_order(order)
     document = json.loads(running.describe())
     jsonschema.validate(document, SCHEMA)
     assert (document["gate"], document["policy"], document["order"].get("hold")) == (gate, policy, hold or None)
@@ -166,10 +149,10 @@ async def test_what_the_gate_will_do_is_what_is_shown(
     assert running._look_ahead().ready is ready
 
 
-async def test_why_there_is_no_reboot(furnished: Settings) -> None:
+async def test_why_there_is_no_reboot(nothing_bound: Settings) -> None:
     """What is complete, and kept back by an order, does not lack anything."""
-    running, new = service(furnished, "hold")
-    Shutdowns(furnished.paths.state, furnished.paths.run).give_order(
+    running, new = service(nothing_bound, "hold")
+    Shutdowns(nothing_bound.paths.state, nothing_bound.paths.run).give_order(
         Order(new.key, new.digest or "", True, 0, "freeze", 1)
     )
     job, _ = running.reboot({}, Initiator(0))

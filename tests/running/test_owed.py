@@ -6,8 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +23,8 @@ from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import Deployment, Owed, Role
 from lashd.words.progress import Report
-from tests.bench.service import furnish, settings_below
 from tests.running.test_service import SCHEMA
 from tests.running.test_walk import StagingBackend
-from tests.support.registry import Registry
 
 ROOT = Initiator(0)
 NEXT = Owed("e" * 64 + ".0", "bench", "e" * 64, "sha256:" + "1" * 64, "[origin]\nrefspec=os\n", "before", 17, 1)
@@ -66,22 +63,10 @@ async def losing(settings: Settings, owed: Owed, **gate: Any) -> AsyncIterator[t
         await service.stop()
 
 
-@pytest.fixture(scope="module")
-def furnished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    """A host image that binds nothing, on a host where nothing was ever bound: there is no store."""
-    base = tmp_path_factory.mktemp("host")
-    made = settings_below(base)
-    with Registry() as registry:
-        asyncio.run(furnish(registry, made, 0))
-    yield made
-    # ostree makes deployments immutable, and pytest could not remove them.
-    subprocess.run(["chattr", "-R", "-f", "-i", str(base)], check=False)
-
-
 @pytest.fixture
-def settings(furnished: Settings, tmp_path: Path) -> Settings:
-    shutil.copytree(furnished.paths.state, tmp_path / "state")
-    return replace(furnished, paths=replace(furnished.paths, state=tmp_path / "state", run=tmp_path / "run"))
+def settings(nothing_bound: Settings, tmp_path: Path) -> Settings:
+    shutil.copytree(nothing_bound.paths.state, tmp_path / "state")
+    return replace(nothing_bound, paths=replace(nothing_bound.paths, state=tmp_path / "state", run=tmp_path / "run"))
 
 
 def lost(service: Service) -> list[str]:

@@ -33,25 +33,23 @@ def expected_staged(staged: Deployment | None, options: Mapping[str, Any], *, ne
         )
     if staged is None:
         raise LashdError(ErrorName.NOTHING_STAGED)
-    if expected and expected != (staged.digest or staged.checksum):
-        raise LashdError(
-            ErrorName.DIGEST_MISMATCH,
-            f"The staged deployment is {staged.digest or staged.checksum}, not {expected} as expected; nothing was "
-            "changed.",
-        )
+    _require(expected, staged, "The staged deployment")
     return staged
 
 
 def expected_owed(owed: Owed, options: Mapping[str, Any]) -> Owed:
     """What a reboot has lost, if it is what `expected-digest` names. Raises DigestMismatch."""
-    expected = options.get("expected-digest")
-    if expected and expected != (owed.digest or owed.checksum):
-        raise LashdError(
-            ErrorName.DIGEST_MISMATCH,
-            f"Nothing is staged, and what is to be staged again is {owed.digest or owed.checksum}, not {expected} as "
-            "expected; nothing was changed.",
-        )
+    _require(options.get("expected-digest"), owed, "Nothing is staged, and what is to be staged again")
     return owed
+
+
+def _require(expected: str | None, found: Deployment | Owed, what: str) -> None:
+    """That `found`, called `what`, is the `expected` one: by digest, or by checksum when it was made from no image."""
+    known = found.digest or found.checksum
+    if expected and expected != known:
+        raise LashdError(
+            ErrorName.DIGEST_MISMATCH, f"{what} is {known}, not {expected} as expected; nothing was changed."
+        )
 
 
 def came_back(staged: Deployment | None, owed: Owed) -> Deployment | None:

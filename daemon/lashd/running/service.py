@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from dataclasses import replace
 from typing import Any, Protocol
 
 from lashd.running.adoption import Adoption
@@ -285,11 +284,10 @@ class Service(Reader):
         self._ordered()
 
     def _look_ahead(self) -> Outlook:
-        outlook, staged = look_ahead(self._view, self.jobs), self._by_role(Role.STAGED)
-        if self.settings.gate.policy != "off" or staged is None or self.jobs.active is not None:
-            return outlook
+        if self.settings.gate.policy != "off":
+            return look_ahead(self._view, self.jobs)
         # Nobody declares anything ready then, and the hold that every staging begins with is of no weight.
-        return replace(outlook, ready=outlook.ready or self._passes(staged))
+        return look_ahead(self._view, self.jobs, self._passes)
 
     def _ordered(self) -> None:
         if self._keeper is not None:
