@@ -8,6 +8,7 @@ not written back.
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from tests.faults.work import Done, Scale, Task, sliced
 from tests.faults.world import World
 
 _RUNS = 2
+_STORE = "/sysroot/ostree/bootc/storage"
 _LOOK = "success: which are reported"
 
 
@@ -123,9 +125,8 @@ def repair(world: World, moment: Moment) -> None:
     """A layer of the running system is gone, and is fetched again."""
     world.fresh()
     trace(world, moment, "stop")
-    store = "/sysroot/ostree/bootc/storage/overlay"
     # The one that was put there last is in no use by a container that would keep it.
-    script = f"mount -o remount,rw /sysroot && rm -rf $(ls -td {store}/*/ | grep -v '/l/$' | head -n 1)"
+    script = f"mount -o remount,rw /sysroot && rm -rf $(ls -td {_STORE}/overlay/*/ | grep -v '/l/$' | head -n 1)"
     world.host.run("unshare", "--mount", "--propagation", "private", "sh", "-c", script)
     command(world, "bind", "booted")
     wait_for_moment(world)
@@ -142,6 +143,9 @@ def collect(world: World, moment: Moment) -> None:
     """What nobody binds is removed."""
     world.fresh()
     gate.fill(world)
+    # Long ago: what has just come is left to whoever fetched it.
+    script = f"mount -o remount,rw /sysroot && touch -d yesterday {_STORE}/overlay-images/*/"
+    world.host.run("unshare", "--mount", "--propagation", "private", "sh", "-c", script)
     trace(world, moment, "stop")
     command(world, "collect")
     wait_for_moment(world)
@@ -207,9 +211,14 @@ def discarded(world: World) -> str:
 
 
 def collected(world: World) -> str:
-    """What was removed may be back, but not as a half: v2, which binds it, comes up whole."""
+    """What was removed is gone, whole: nothing of it is there, and v2, which binds it, fetches it and comes up."""
     if wrong := stays(world):
         return wrong
+    digests = {binding.app.image.digest for binding in world.first.bindings}
+    script = f"grep -rlE '^Ahoy from web 2' {_STORE}/overlay; cat {_STORE}/overlay-images/images.json"
+    page, _, index = world.host.run("sh", "-c", script).output.rpartition("\n")
+    if page or (back := {image["digest"] for image in json.loads(index)} - digests):
+        return f"what was removed is back: {page or back}"
     world.stage()
     return goes_on(world)
 
