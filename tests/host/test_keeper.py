@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from demo.host import Host
 from tests.host.conftest import HostImages, publish
-from tests.host.test_walk import described, lock_of, states, version_of
+from tests.host.test_walk import described, lashctl, lock_of, states, version_of, wait_for_page
 from tests.support.noticed import stage
 from tests.support.registry import Registry
 
@@ -30,6 +31,24 @@ backend = OstreeBackend(Settings())
 image = backend.deployments()[0].image
 asyncio.run(backend.fetch(image, expected_digest=None, report=ignore))
 print(names.image_ref(image.transport, image.reference))
+"""
+# Stages a ref's commit as the worker does for an upgrade, and is killed between libostree's staging and its next step.
+KILLED = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from lashd.things.ostree import lockfile, sysroot
+from lashd.things.ostree.backend import OstreeBackend
+from lashd.words.config import Settings
+write = sysroot.write_lock
+def written(run, lock, **how):
+    if lock.deployment != lockfile.STAGING:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write(run, lock, **how)
+sysroot.write_lock = written
+commit = subprocess.run(["ostree", "rev-parse", sys.argv[1]], capture_output=True, text=True, check=True).stdout.strip()
+image = OstreeBackend(Settings()).deployments()[0].image
+origin = f"ostree-unverified-image:{image.transport}:{image.reference}"
+sysroot.Sysroot(Path("/"), booted=True, timeout=30).deploy(commit, origin, "")
 """
 
 
@@ -222,3 +241,55 @@ def test_killed_at_any_moment(host: Host, host_images: HostImages, host_registry
     host.reboot()
     assert version_of(host) == "2"
     assert set(states(host, "booted").values()) == {"present"}
+
+
+def test_killed_while_it_stages_and_then_rebooted(host: Host, host_images: HostImages, host_registry: Registry) -> None:
+    """Nobody could tidy up before the reboot: the update comes back all the same, and no stranger is blamed for it."""
+    publish(host_registry, host_images.second)
+    ref = prepare(host)
+    # Else it would tidy up at once.
+    host.run("systemctl", "mask", "--runtime", "--now", "lashd.service")
+    done = host.run("unshare", "--mount", "python3", "-", ref, input=KILLED.encode(), check=False)
+    assert done.status == -signal.SIGKILL, done.output
+    assert lock_of(host) == "lashd\nstaging\n"
+    assert host.run("cat", "/run/ostree/.lashd-staging").output == host.run("ostree", "rev-parse", ref).output.strip()
+    host_registry.stop()
+    host.reboot()
+    assert version_of(host) == "1"
+    now = wait_until(host, lambda now: "missing" in codes(now) and "staged" in now["deployments"][0]["roles"])
+    verdict = now["lastShutdown"]
+    reasons = {reason["code"] for reason in verdict["reasons"]}
+    assert (verdict["result"], reasons & {"foreign-lock", "missing"}) == ("held", {"missing"})
+    host_registry.start()
+    wait_until(host, released)
+    host_registry.stop()
+    host.reboot()
+    assert version_of(host) == "2"
+
+
+def test_what_a_thorough_look_finds_damaged_is_taken_back(
+    host: Host, host_images: HostImages, host_registry: Registry
+) -> None:
+    """Declared already, and a layer's content changed since: `verify --deep` sees it, and so does the gate then."""
+    publish(host_registry, host_images.second)
+    prepare(host)
+    lashctl(host, "upgrade")
+    host_registry.stop()
+    page = "grep -rl 'from web 2' --include=index.html /usr/lib/bootc/storage/overlay"
+    change = f"mount -o remount,rw /sysroot && file=$({page}) && sed -i 's/from web 2/from wob 2/' $file"
+    host.run("unshare", "--mount", "--propagation", "private", "sh", "-c", change)
+    # Whoever only looks which layers are there sees nothing of it.
+    lashctl(host, "verify", "staged")
+    assert released(described(host))
+    lashctl(host, "verify", "staged", "--deep", status=18)
+    wait_until(host, lambda now: now["gate"] == "held" and "missing" in codes(now))
+    host.reboot()
+    assert version_of(host) == "1"
+    wait_until(host, lambda now: "missing" in codes(now))
+    host_registry.start()
+    wait_until(host, released)
+    lashctl(host, "verify", "staged", "--deep")
+    host_registry.stop()
+    host.reboot()
+    assert version_of(host) == "2"
+    assert wait_for_page(host).endswith("from web 2\n")
