@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -238,6 +239,16 @@ def test_state_that_cannot_be_written(stage: Stage) -> None:
     stage.settings.paths.state.write_text("a file")
     assert stage.end().result is Passed.HELD
     assert stage.end(since=0).result is Passed.RELEASED
+
+
+def test_an_origin_that_is_no_file(stage: Stage, lose_image: Callable[[], None]) -> None:
+    """It is not waited for; what cannot be staged again is not owed."""
+    lose_image()
+    origin = Path(f"{stage.staged.root}.origin")
+    origin.unlink()
+    os.mkfifo(origin)
+    assert stage.end().result is Passed.HELD
+    assert stage.shutdowns.owed() is None
 
 
 def test_what_is_owed(stage: Stage, lose_image: Callable[[], None]) -> None:

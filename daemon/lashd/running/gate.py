@@ -259,8 +259,8 @@ class Gate:
     def _owe(self, staged: Deployment, note: bytes) -> None:
         """It lies in /run: remember it until it has booted, so that it can be staged again."""
         with _said_when_it_fails():
-            origin = staged.root.with_name(staged.root.name + ".origin").read_text(encoding="utf-8", errors="replace")
-            how = Staging(origin, staged_arguments(note), staged_initrds(note))
+            origin = files.read_small(staged.root.with_name(staged.root.name + ".origin"), _NOTE_LIMIT)
+            how = Staging(origin.decode(errors="replace"), staged_arguments(note), staged_initrds(note))
             booted = next((one for one in self._sysroot.deployments() if Role.BOOTED in one.roles), None)
             before = self._shutdowns.owed()
             self._shutdowns.owe(owing(staged, before, how, boot_id(), int(time.time()), booted))
@@ -292,7 +292,7 @@ def _verdict(result: Passed, about: Deployment | None, reasons: Sequence[Reason]
 def _said_when_it_fails() -> Iterator[None]:
     try:
         yield
-    except (LashdError, OSError) as error:
+    except (LashdError, OSError, ValueError) as error:
         _say(str(error))
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from lashd.things.host import find_deployments, find_host
 from lashd.things.inotify import Watcher
+from lashd.things.ostree import names
 from lashd.things.ostree.backend import OstreeBackend
 from lashd.things.ostree.client import Worker
 from lashd.things.ostree.lockfile import ASIDE, STAGED
@@ -116,6 +117,17 @@ async def test_prune_keeps_what_a_deployment_or_a_fetch_needs(host: Host) -> Non
     host.fetched.clear()
     await install(host, "v3", "new")
     assert len(host.fetched) == 1
+
+
+@pytest.mark.parametrize("manifest", ["{", "[]", '{"layers": [1]}', '{"layers": 1}', "[" * 100_000])
+async def test_prune_with_a_commit_of_which_the_manifest_is_none(host: Host, manifest: str) -> None:
+    one = await install(host, "v1", "a")
+    metadata = f"--add-metadata-string={names.META_MANIFEST}={manifest}"
+    host.ostree("commit", "--branch=strange", f"--tree=ref={one.checksum}", metadata)
+    host.admin("deploy", "--os=default", "strange")
+    await host.backend.prune()
+    assert len(host.backend.deployments()) == 2
+    host.ostree("fsck")
 
 
 async def test_nothing_is_staged_here(host: Host) -> None:

@@ -320,4 +320,7 @@ def _layers_of(repository: Any, commit: str) -> set[str]:
     found = variant.get_child_value(0).lookup_value(names.META_MANIFEST, GLib.VariantType("s"))
     if found is None:
         return set()
-    return {names.layer_ref(layer["digest"]) for layer in json.loads(found.get_string()).get("layers", [])}
+    # Whoever wrote the commit wrote this, too: a manifest that is none names no layers.
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {names.layer_ref(layer["digest"]) for layer in json.loads(found.get_string()).get("layers", [])}
+    return set()
