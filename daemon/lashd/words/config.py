@@ -180,13 +180,7 @@ def settings_from(
         if not mistakes:
             sections[section] = known[section](**found)
     if not mistakes:
-        settings = Settings(**sections)
-        if settings.reboot.when != "window" or settings.reboot.windows:
-            return settings
-        file = (origin or {}).get(("reboot", "when"), "settings")
-        mistakes.append(
-            f"{file}: 'reboot.when' is \"window\", but 'reboot.windows' names none, so it would never open."
-        )
+        return Settings(**sections)
     raise LashdError(ErrorName.INVALID_ARGUMENT, " ".join(mistakes))
 
 
