@@ -32,8 +32,9 @@ image = backend.deployments()[0].image
 asyncio.run(backend.fetch(image, expected_digest=None, report=ignore))
 print(names.image_ref(image.transport, image.reference))
 """
-# Stages a ref's commit as the worker does for an upgrade, and is killed between libostree's staging and its next step.
-KILLED = """
+# Stages a ref's commit as the worker does for an upgrade. "killed": between libostree's staging and its next step.
+# "full": libostree has staged it, and fails at what it tidies up afterwards.
+STAGING = """
 import os, signal, subprocess, sys
 from pathlib import Path
 from lashd.things.ostree import lockfile, sysroot
@@ -44,11 +45,23 @@ def written(run, lock, **how):
     if lock.deployment != lockfile.STAGING:
         os.kill(os.getpid(), signal.SIGKILL)
     return write(run, lock, **how)
-sysroot.write_lock = written
+class Full:
+    def __init__(self, real):
+        self.real = real
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+    def stage_tree_with_options(self, *arguments):
+        self.real.stage_tree_with_options(*arguments)
+        raise OSError(28, "No space left on device")
+if sys.argv[2] == "killed":
+    sysroot.write_lock = written
 commit = subprocess.run(["ostree", "rev-parse", sys.argv[1]], capture_output=True, text=True, check=True).stdout.strip()
 image = OstreeBackend(Settings()).deployments()[0].image
 origin = f"ostree-unverified-image:{image.transport}:{image.reference}"
-sysroot.Sysroot(Path("/"), booted=True, timeout=30).deploy(commit, origin, "")
+worker = sysroot.Sysroot(Path("/"), booted=True, timeout=30)
+if sys.argv[2] == "full":
+    worker._sysroot = Full(worker._sysroot)
+worker.deploy(commit, origin, "")
 """
 
 
@@ -249,7 +262,7 @@ def test_killed_while_it_stages_and_then_rebooted(host: Host, host_images: HostI
     ref = prepare(host)
     # Else it would tidy up at once.
     host.run("systemctl", "mask", "--runtime", "--now", "lashd.service")
-    done = host.run("unshare", "--mount", "python3", "-", ref, input=KILLED.encode(), check=False)
+    done = host.run("unshare", "--mount", "python3", "-", ref, "killed", input=STAGING.encode(), check=False)
     assert done.status == -signal.SIGKILL, done.output
     assert lock_of(host) == "lashd\nstaging\n"
     assert host.run("cat", "/run/ostree/.lashd-staging").output == host.run("ostree", "rev-parse", ref).output.strip()
@@ -270,7 +283,7 @@ def test_killed_while_it_stages_and_then_rebooted(host: Host, host_images: HostI
 def test_what_a_thorough_look_finds_damaged_is_taken_back(
     host: Host, host_images: HostImages, host_registry: Registry
 ) -> None:
-    """Declared already, and a layer's content changed since: `verify --deep` sees it, and so does the gate then."""
+    """Declared already, and a layer's content changed since: `verify --deep` sees it, and so does the gate."""
     publish(host_registry, host_images.second)
     prepare(host)
     lashctl(host, "upgrade")
@@ -282,10 +295,11 @@ def test_what_a_thorough_look_finds_damaged_is_taken_back(
     lashctl(host, "verify", "staged")
     assert released(described(host))
     lashctl(host, "verify", "staged", "--deep", status=18)
-    wait_until(host, lambda now: now["gate"] == "held" and "missing" in codes(now))
+    # It stays as it is as long as it cannot be fetched again.
+    wait_until(host, lambda now: now["gate"] == "held" and "unverified" in codes(now))
     host.reboot()
     assert version_of(host) == "1"
-    wait_until(host, lambda now: "missing" in codes(now))
+    wait_until(host, lambda now: "unverified" in codes(now) and now["nextTry"])
     host_registry.start()
     wait_until(host, released)
     lashctl(host, "verify", "staged", "--deep")
@@ -293,3 +307,20 @@ def test_what_a_thorough_look_finds_damaged_is_taken_back(
     host.reboot()
     assert version_of(host) == "2"
     assert wait_for_page(host).endswith("from web 2\n")
+
+
+def test_staged_although_libostree_has_failed(host: Host, host_images: HostImages, host_registry: Registry) -> None:
+    """The lock in ostree's note is lashd's own: it is not left there for somebody else's, which nobody takes away."""
+    publish(host_registry, host_images.second)
+    ref = prepare(host)
+    host.run("systemctl", "mask", "--runtime", "--now", "lashd.service")
+    done = host.run("unshare", "--mount", "python3", "-", ref, "full", input=STAGING.encode(), check=False)
+    assert "No space left on device" in done.errors
+    commit = host.run("ostree", "rev-parse", ref).output.strip()
+    assert lock_of(host).splitlines()[1].startswith(f"{commit}.")
+    assert host.run("grep", "-c", "locked", "/run/ostree/staged-deployment", check=False).status == 1
+    assert host.run("test", "-e", "/run/ostree/.lashd-staging", check=False).status == 1
+    host.run("systemctl", "unmask", "--runtime", "lashd.service")
+    host.run("systemctl", "start", "lashd.service")
+    now = wait_until(host, released)
+    assert now["blockedBy"] == []

@@ -63,3 +63,12 @@ def test_what_runs_although_it_was_held(verdict: Verdict | None, booted: Deploym
     assert gate_ignored(verdict, booted, "now") is bool(said)
     found = [text for code, text in reasons(Situation(verdict=verdict, booted=booted, boot="now"))]
     assert [said in text for text in found] == ([True] if said else [])
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_lock_that_a_killed_worker_left_is_told_where_nothing_else_is_held(holds: bool) -> None:
+    """Where everything is held the daemon takes it away with its own release, and says why that has to wait."""
+    left = replace(STAGED, key_locked=True)
+    told = dict(reasons(Situation(staged=left, holds=holds)))
+    assert ("locked-key" in told) is not holds
+    assert holds or f"lashctl release {STAGED.checksum}" in told["locked-key"]

@@ -90,6 +90,14 @@ def _of_staged(now: Situation) -> Iterable[Reason]:
                 "is there.",
             )
         )
+    if staged.key_locked and not now.holds:
+        found.append(
+            (
+                "locked-key",
+                f"{_name(staged)} is locked by lashd, which was ended while it staged it; 'lashctl release "
+                f"{staged.digest or staged.checksum}' takes that away.",
+            )
+        )
     if order is not None and order.hold:
         why = f": {order.reason.removesuffix('.')}" if order.reason else ""
         found.append(

@@ -94,10 +94,7 @@ class Service(Reader):
             await self._backend.recover()
         except Exception as error:  # whatever it is, the host is looked after
             log.warning("A hold that a killed daemon left could not be removed: %s", error)
-        try:
-            await self._walk.store.drop_set_aside()
-        except (LashdError, OSError) as error:
-            log.warning("Layers that were replaced before the last boot could not be removed: %s", error)
+        await self._let_go()
         if self._by_role(Role.BOOTED) is not None:
             self.jobs.subscribe(self._delay)
             self._keeper = Keeper(
@@ -110,7 +107,25 @@ class Service(Reader):
                 asyncio.create_task(aftercare.run(), name="aftercare"),
                 asyncio.create_task(self._rebooter.run(), name="reboots"),
             ]
+        # It may be much, and nothing waits for it.
+        self._tasks.append(asyncio.create_task(self._drop_set_aside(), name="layers set aside"))
         self._adoption.start(then=self._known)
+
+    async def _let_go(self) -> None:
+        """Where nothing is to be held, a lock that a killed worker left on what it staged holds it for nobody."""
+        staged = self._by_role(Role.STAGED)
+        if self.settings.gate.policy != "off" or staged is None or not staged.key_locked or staged.foreign_lock:
+            return
+        try:
+            await self._backend.release(staged)
+        except (LashdError, OSError) as error:
+            log.warning("A lock that a killed worker left could not be removed: %s", error)
+
+    async def _drop_set_aside(self) -> None:
+        try:
+            await self._walk.store.drop_set_aside()
+        except (LashdError, OSError) as error:
+            log.warning("Layers that were replaced before the last boot could not be removed: %s", error)
 
     async def stop(self) -> None:
         """End the keeper, the jobs and the adoption; what was fetched stays."""

@@ -274,6 +274,7 @@ async def test_the_key_that_a_killed_worker_set_is_known_as_ours(host: Host) -> 
     write_variant(run / "anew", f"{{{target}}}")
     (run / "anew").rename(run / "staged-deployment")
     (run / NOTE).write_text(staged.checksum)
+    assert not backend.deployments()[0].key_locked
     await backend.recover()
     assert (key_is_ours(run), (run / NOTE).exists(), backend.deployments()[0].foreign_lock) == (False, False, False)
     # The same once more, but written by somebody else.

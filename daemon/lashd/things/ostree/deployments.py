@@ -178,7 +178,7 @@ class OstreeSysroot:
 
 def _held(run: Path, staged: Deployment, *, key_set: bool) -> Deployment:
     """`staged` with who holds it. `key_set`: ostree's note of it says that it is locked."""
-    lock, own = look_at_lock(run), key_is_ours(run, staged.checksum)
+    lock, own = look_at_lock(run), key_set and key_is_ours(run, staged.checksum)
     foreign_key = key_set and not own
     if lock is None:
         return replace(staged, locked=key_set, foreign_lock=foreign_key, key_locked=own)

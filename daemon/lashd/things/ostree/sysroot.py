@@ -107,22 +107,32 @@ class Sysroot:
             write_lock(_RUN, Lock(STAGING))
         if with_key:
             (_RUN / NOTE).write_text(commit, encoding="ascii")
+        noted = _noted()
         try:
             _, new = self._sysroot.stage_tree_with_options(stateroot, commit, origin, merge, options, None)
         except BaseException:
-            if before is None and read_lock(_RUN) == Lock(STAGING):
-                remove_lock(_RUN)
-            (_RUN / NOTE).unlink(missing_ok=True)
+            # It is staged all the same when what failed (a full disk) is what libostree tidies up afterwards.
+            key = _noted_key() if _noted() != noted else ""
+            if key.startswith(f"{commit}."):
+                self._own(key, before, with_key=with_key)
+            else:
+                if before is None and read_lock(_RUN) == Lock(STAGING):
+                    remove_lock(_RUN)
+                (_RUN / NOTE).unlink(missing_ok=True)
             raise
+        self._own(_key(new), before, with_key=with_key)
+        return _key(new)
+
+    def _own(self, key: str, before: Lock | None, *, with_key: bool) -> None:
+        """What has just been staged as `key` is held by the lock file, in lashd's name; `before` it held another."""
         # A lock of somebody else's held the deployment that has just been replaced: newer versions of libostree
         # remove it themselves.
-        write_lock(_RUN, Lock(_key(new)), take_over=before is not None)
+        write_lock(_RUN, Lock(key), take_over=before is not None)
         if with_key:
             # From now on the lock file holds it, and a key can only be somebody else's: whoever locks it while its
             # images are fetched would be told that it is locked already, and we would take his lock for ours.
             _take_key_off()
             (_RUN / NOTE).unlink(missing_ok=True)
-        return _key(new)
 
     def restage(self, commit: str, origin: str, stateroot: str, kargs: Sequence[str] | None) -> str:
         """Stage `commit` with the content `origin`, held, when nothing is staged. Answers its key."""
@@ -279,6 +289,27 @@ def _key(deployment: Any) -> str:
 def _name(deployment: Any) -> tuple[str, str]:
     """What no two deployments have in common: each stateroot counts its deployments of a commit for itself."""
     return deployment.get_osname(), _key(deployment)
+
+
+def _noted() -> tuple[int, int] | None:
+    """Tells one of ostree's notes of what is staged from the next: each is a new file. None without any."""
+    try:
+        found = (_RUN / STAGED).lstat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _noted_key() -> str:
+    """The key of what ostree's note says is staged, empty when it says nothing."""
+    try:
+        content = GLib.Bytes.new((_RUN / STAGED).read_bytes())
+    except FileNotFoundError:
+        return ""
+    said = GLib.Variant.new_from_bytes(GLib.VariantType("a{sv}"), content, False)
+    target = said.lookup_value("target", GLib.VariantType("a{sv}"))
+    name = target.lookup_value("name", GLib.VariantType("s")) if target is not None else None
+    return name.get_string() if name is not None else ""
 
 
 def _take_key_off() -> None:
