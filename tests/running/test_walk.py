@@ -167,6 +167,34 @@ def asking(settings: Settings, faulty: Faulty, tag: str = "1", **pull: float) ->
     return Walk(backend, store, Records(settings.paths.state / "records"), settings), backend
 
 
+async def test_what_is_damaged_stays_until_it_can_be_fetched_again(settings: Settings, registry: Registry) -> None:
+    """A container runs from it, and is started from it again: better damaged than gone."""
+    backend = StagingBackend(settings)
+    await furnish(registry, settings, 2)
+    store = Store(settings.store, settings.store_run, settings.host.sysroot)
+    walk = Walk(backend, store, Records(settings.paths.state / "records"), settings)
+    (booted,) = backend.deployments()
+    await walk.bind(booted, ignore)
+    (victim,) = (settings.store / "overlay").glob("*/diff/opt/data-1/0")
+    content = victim.read_bytes()
+    victim.write_bytes(bytes(len(content)))
+    layer = store.index().layers[victim.relative_to(settings.store / "overlay").parts[0]]
+    assert walk.records.distrust([layer])
+    images = {image.id for image in store.index().images}
+    registry.stop()
+    try:
+        with pytest.raises(LashdError, match="left as it is") as caught:
+            await walk.bind(booted, ignore)
+        assert (caught.value.name, caught.value.retryable) == (ErrorName.NETWORK_UNAVAILABLE, True)
+        assert {image.id for image in store.index().images} == images
+        assert victim.read_bytes() == bytes(len(content))
+    finally:
+        registry.start()
+    await walk.bind(booted, ignore)
+    (again,) = (settings.store / "overlay").glob("*/diff/opt/data-1/0")
+    assert again.read_bytes() == content
+
+
 @pytest.mark.parametrize("fault", [Status(503), Status(500), Reset()])
 async def test_a_registry_that_recovers_is_asked_again(
     settings: Settings, registry: Registry, faulty: Faulty, fault: Fault

@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from lashd.running import restarts
 from lashd.running.passage import Passage
@@ -18,10 +19,21 @@ from lashd.steps.plan import require_resolved, require_space
 from lashd.steps.record import Records
 from lashd.steps.verify import mend, repair, verify
 from lashd.things.host import HostBackend
+from lashd.things.registry import resolve
 from lashd.things.store import Store
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
-from lashd.words.model import BoundImage, Deployment, Discovery, Plan, Record, RecordedImage, Role
+from lashd.words.model import (
+    BoundImage,
+    Deployment,
+    Discovery,
+    Plan,
+    PlannedImage,
+    PullOptions,
+    Record,
+    RecordedImage,
+    Role,
+)
 from lashd.words.progress import Report, Stage, StageStarted
 
 log = logging.getLogger(__name__)
@@ -60,27 +72,28 @@ class Binder:
         record = self.records.get(deployment.key)
         if known_only:
             found = Discovery(tuple(image for image in found.images if is_known(image, record)), found.bad)
-        before, distrusted = restarts.meanings(found.images, self.store), self._distrusted()
+        before, doubts = restarts.meanings(found.images, self.store), self.records.doubts()
         held = await asyncio.to_thread(held_names, deployment, self.backend.deployments(), self.records)
         # A damaged store is mended at most once: what is still damaged after that is a disk that cannot be trusted.
         ask = self.is_new(deployment)
         plan, images, changed = await self._fetch(found, record, held, report, ask=ask)
         if images is None:
-            await repair(plan.images, self.store, self._vouched())
+            await repair(plan.images, self.store, self._vouched(), within_reach=self._require_reachable)
             plan, images, _ = await self._fetch(found, record, held, report, ask=ask, last=True)
             changed = True
         assert images is not None
-        if self._distrusted() - distrusted:
-            # Somebody else has meanwhile read what was taken on trust here, and found it damaged.
-            images = await verify(plan.images, self.store, self._vouched(), report=report)
         changed |= await give_names(self.store, found.images, digests_of(plan), held)
         if Role.BOOTED in deployment.roles:
             for sentence in restarts.note(self.settings, before, restarts.meanings(found.images, self.store)):
                 log.warning("%s", sentence)
         report(StageStarted(Stage.RECORD))
         new = Record(deployment.key, deployment.digest, images, int(time.time()))
-        if record is None or (record.images, record.host_digest) != (new.images, new.host_digest):
-            await asyncio.to_thread(self.records.write, new)
+        same = record is not None and (record.images, record.host_digest) == (new.images, new.host_digest)
+        if not same or self.records.doubts() - doubts:
+            while not await asyncio.to_thread(self.records.write_unless_doubted, new, doubts):
+                # Somebody else has meanwhile read what was taken on trust here, and found it damaged.
+                doubts = self.records.doubts()
+                new = replace(new, images=await verify(plan.images, self.store, self._vouched(), report=report))
             changed = True
         refuse_bad(found, deployment)
         if staged:
@@ -139,11 +152,23 @@ class Binder:
         """Layers that need no reading: a record vouches for just the copies that are in the store."""
         return self.records.vouched(self.store.index().layers)
 
-    def _distrusted(self) -> frozenset[str]:
-        try:
-            return self.records.distrusted(self.store.index().layers)
-        except LashdError:
-            return frozenset()  # it is mended before anything is taken from it
+    async def _require_reachable(self, damaged: Sequence[PlannedImage]) -> None:
+        """Raise, with what the registry answers, unless the images can be fetched again.
+
+        A damaged image is worth more than none, to a container that runs from it and to the next start of it.
+        """
+        for image in damaged:
+            reference = image.reference.at(image.index_digest or image.digest)
+            try:
+                await resolve(reference, image.bound[0].pull if image.bound else PullOptions(), self.settings)
+            except LashdError as error:
+                raise LashdError(
+                    error.name,
+                    f"{image.reference} is damaged in the store and cannot be fetched again now, so it was left as it "
+                    f"is: {error.message}",
+                    retryable=error.retryable,
+                    retry_after=error.retry_after,
+                ) from error
 
     def is_new(self, deployment: Deployment) -> bool:
         """Whether nothing has ever run with what its names mean. On a sysroot that is not booted nothing ever did."""

@@ -67,9 +67,12 @@ async def examine(
         for layer in finding.layers
         if deep or layer.id not in trusted
     ]
-    from lashd.things.layers import read_layers  # at boot and at shutdown no layer is read, and there is no time for it
+    problems: dict[str, LayerProblem] = {}
+    if doubtful:
+        # Mostly there is none, and at boot and at shutdown there is no time to load this.
+        from lashd.things.layers import read_layers
 
-    problems = await read_layers(store.root, doubtful)
+        problems = await read_layers(store.root, doubtful)
     # What cannot be read again at all stays trusted, if it was: else it would be fetched for ever.
     problems = {layer: found for layer, found in problems.items() if found.damaged or layer not in trusted}
     judged = tuple(_judge(finding, problems) for finding in findings)

@@ -99,6 +99,28 @@ class Records:
         with self._writing:
             self._write(record)
 
+    def write_unless_doubted(self, record: Record, known: frozenset[tuple[str, str]]) -> bool:
+        """As `write`, unless one of its copies was found damaged (`doubts`) and was not `known` to be; whether it did.
+
+        In one step with `distrust`: the word that this record gives would be newer than the one that was taken back.
+        """
+        with self._writing:
+            news = self.doubts() - known
+            if any(pair in news for image in record.images for pair in zip(image.layers, image.stamps, strict=False)):
+                return False
+            self._write(record)
+        return True
+
+    def doubts(self) -> frozenset[tuple[str, str]]:
+        """The copies of layers (id, stamp) that were found damaged by any record's word."""
+        return frozenset(
+            (layer_id, stamp.removeprefix(DISTRUSTED))
+            for record in self.load_all().values()
+            for image in record.images
+            for layer_id, stamp in zip(image.layers, image.stamps, strict=False)
+            if stamp.startswith(DISTRUSTED)
+        )
+
     def _write(self, record: Record) -> None:
         path = self._path(record.deployment)
         content = print_record(record)
@@ -147,11 +169,7 @@ class Records:
     def distrusted(self, layers: Mapping[str, StoredLayer]) -> frozenset[str]:
         """Ids of those of the store's `layers` whose copy was found damaged (`distrust`), by any record's word."""
         return frozenset(
-            layer_id
-            for record in self.load_all().values()
-            for image in record.images
-            for layer_id, stamp in zip(image.layers, image.stamps, strict=False)
-            if layer_id in layers and stamp == DISTRUSTED + layers[layer_id].created
+            layer_id for layer_id, stamp in self.doubts() if layer_id in layers and stamp == layers[layer_id].created
         )
 
     def distrust(self, layers: Iterable[StoredLayer]) -> bool:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from lashd.steps.examine import Finding, examine, look_up, recorded_images, require
 from lashd.things.store import Store, StoredImage, StoreIndex
@@ -78,14 +78,18 @@ async def repair(
     *,
     fresh: frozenset[str] = frozenset(),
     deep: bool = False,
+    within_reach: Callable[[Sequence[PlannedImage]], Awaitable[None]] | None = None,
 ) -> tuple[str, ...]:
     """Take out of the store what is damaged of `wanted`, so that a pull fetches it instead of using it again.
 
     Looks as `verify` does, with the same arguments, and does nothing to what is merely missing. Returns a sentence for
-    each thing done: none means that nothing was damaged.
+    each thing done: none means that nothing was damaged. `within_reach` is told which images are to go before any does,
+    and may raise.
     """
     done = await mend(store)
     findings = await examine(wanted, store, vouched, fresh=fresh, deep=deep)
+    if within_reach is not None:
+        await within_reach([finding.planned for finding in findings if finding.damaged])
     broken = frozenset[str]().union(*(finding.broken for finding in findings))
     return (*done, *await _take_out(store, broken, damaged(findings, store.index())))
 
