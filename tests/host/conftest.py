@@ -48,20 +48,24 @@ def host_images() -> HostImages:
     return HostImages(images.first(layers), images.second(layers))
 
 
-@pytest.fixture(scope="session")
-def installed_disk(host_images: HostImages, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A disk with v1 installed and its bound images fetched; to be copied, never booted."""
-    path = tmp_path_factory.mktemp("template") / "disk.img"
+def install_disk(path: Path, version: Version) -> None:
+    """Make `path` a disk with `version` installed and its bound images fetched."""
     network = Network(_name())
     network.create()
     try:
         with Registry(netns=network.path, port=images.REGISTRY_PORT) as registry:
-            publish(registry, host_images.first)
+            publish(registry, version)
             disk.create(path)
-            bound = [binding.reference for binding in host_images.first.bindings]
-            install(path, network, images.HOST_REFERENCE, bound)
+            install(path, network, images.HOST_REFERENCE, [binding.reference for binding in version.bindings])
     finally:
         network.delete()
+
+
+@pytest.fixture(scope="session")
+def installed_disk(host_images: HostImages, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A disk with v1 installed and its bound images fetched; to be copied, never booted."""
+    path = tmp_path_factory.mktemp("template") / "disk.img"
+    install_disk(path, host_images.first)
     yield path
     path.unlink()
 

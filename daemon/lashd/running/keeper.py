@@ -22,6 +22,7 @@ from lashd.running.reconcile import MEMORY, RESTAGE, Do, Facts, Step, next_step,
 from lashd.running.retries import Retries
 from lashd.running.view import View
 from lashd.steps.shutdowns import Shutdowns
+from lashd.things.bootc.announcement import settle
 from lashd.things.host import HostBackend
 from lashd.things.inotify import Watcher
 from lashd.things.logind import inhibited
@@ -61,6 +62,7 @@ class Keeper:
         *,
         boot: str,
     ) -> None:
+        self._settings = settings
         self._gate = settings.gate
         self._backend = backend
         self._jobs = jobs
@@ -203,6 +205,10 @@ class Keeper:
             self.following = facts.following if facts.following and facts.following.name in look.lacking else None
             step = next_step(facts)
         self._inhibit(facts)
+        with contextlib.suppress(OSError):  # others may then reboot early, which loses nothing for good
+            settle(
+                self._settings, staged=facts.staged is not None, held=facts.staged is not None and facts.staged.locked
+            )
         return step
 
     # -- steps ------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from lashd.running.view import View
 from lashd.running.walk import Walk, plan_facts
 from lashd.steps.record import Records
 from lashd.steps.shutdowns import Shutdowns, boot_id
+from lashd.things.bootc.others import others
 from lashd.things.host import HostBackend
 from lashd.things.primary import PrimaryStore
 from lashd.things.store import Store
@@ -40,7 +41,7 @@ _WHEN_TO_REBOOT = {"when-ready": "ready", "window": "window"}
 # What BlockedBy tells as well, and what keeps nothing from a reboot.
 _NO_HINDRANCE = frozenset(
     {"running-lacks", "next-try", "waiting", "wasted-reboots", "gate-ignored", "wrong-name", "outside-window"}
-    | {"restart-needed"}
+    | {"restart-needed", "other-updater"}
 )
 
 
@@ -277,7 +278,7 @@ class Service(Reader):
             from lashd.running.restarts import pending
 
             found += [("restart-needed", sentence) for sentence in pending(self.settings)]
-        return found
+        return found + [("other-updater", sentence) for sentence in others(self.settings.paths.root)]
 
     # -- orders, which take no job ----------------------------------------------------------------------------------
 

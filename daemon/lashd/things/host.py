@@ -162,6 +162,12 @@ def find_deployments(settings: Settings) -> tuple[Deployment, ...]:
 
 def find_host(settings: Settings) -> HostBackend:
     """The backend for this host. Raises UnsupportedHost."""
+    from lashd.things.bootc import is_there
+
+    if settings.host.backend == "bootc" or (settings.host.backend == "auto" and is_there(settings)):
+        from lashd.things.bootc.backend import BootcBackend
+
+        return BootcBackend(settings)
     from lashd.things.ostree.backend import OstreeBackend
 
     return OstreeBackend(settings)

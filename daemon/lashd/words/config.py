@@ -31,7 +31,7 @@ _Day = Annotated[float, Meta(gt=0, le=86400)]
 class HostSettings:
     """Where the host is. `sysroot` other than /sysroot is a sysroot that is not booted: no staging there."""
 
-    backend: Literal["auto", "ostree"] = "auto"
+    backend: Literal["auto", "ostree", "bootc"] = "auto"  # auto: bootc where it is installed
     sysroot: Path = Path("/sysroot")
     stateroot: str = ""  # for a sysroot that is not booted: the stateroot to deploy into, empty for the only one
 

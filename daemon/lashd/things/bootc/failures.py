@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bootc's failures, as our errors: its exit status and the last line of its standard error, a row for each.
+
+bootc ends with 0, with 1 for any failure (`error: …`) and with 2 when it does not know its arguments; there is no other
+word of its own. What it does not say itself but passes on from skopeo and podman is in the common table.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from lashd.things import failures
+from lashd.words.errors import ErrorName, LashdError
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`meaning` completes «The upgrade by bootc failed: …»; `retryable` None leaves it to the name."""
+
+    pattern: re.Pattern[str]
+    name: ErrorName
+    meaning: str
+    retryable: bool | None = None
+
+
+def _row(pattern: str, name: ErrorName, meaning: str, retryable: bool | None = None) -> Row:
+    return Row(re.compile(pattern, re.IGNORECASE), name, meaning, retryable)
+
+
+# The first that fits decides. Its own words, from its source.
+TABLE: tuple[Row, ...] = (
+    _row(
+        r"insufficient free space for",
+        ErrorName.NO_SPACE,
+        "there is not enough free space for the host image; free some and try again",
+    ),
+    _row(
+        r"local rpm-ostree modifications|deployment is incompatible",
+        ErrorName.UNSUPPORTED_HOST,
+        "packages were layered with rpm-ostree, which bootc refuses; 'rpm-ostree reset' takes them out",
+    ),
+    _row(
+        r"system not booted via bootc",
+        ErrorName.UNSUPPORTED_HOST,
+        "this system was not booted by bootc",
+    ),
+    _row(
+        r"no image source specified|not container image based",
+        ErrorName.UNSUPPORTED_HOST,
+        "the running system does not follow a container image; switch it to one with 'bootc switch'",
+    ),
+    _row(
+        r"read-only block device",
+        ErrorName.HOST_COMMAND_FAILED,
+        "/sysroot lies on a read-only device; make it writable, or install the host on a disk that is",
+        False,
+    ),
+    _row(
+        r"executed as the root user|detected container|requires? cap_sys_admin|unshar\w+.*not permitted",
+        ErrorName.NOT_AUTHORIZED,
+        "bootc may not change this host; lashd has to run as root, outside of a container",
+    ),
+    _row(r"no rollback available", ErrorName.ROLLBACK_UNAVAILABLE, "there is no other deployment to roll back to"),
+    _row(r"no staged deployment found", ErrorName.NOTHING_STAGED, "nothing is staged any more"),
+    _row(
+        r"merge conflicts found in etc",
+        ErrorName.HOST_COMMAND_FAILED,
+        "local changes of /etc conflict with the new image; 'bootc' names the files, bring them into line",
+        False,
+    ),
+    _row(
+        r"pulling bound images|bound image|bound-images\.d|querying bound images",
+        ErrorName.BOUND_IMAGE_MISSING,
+        "bootc could not fetch the images that the new deployment binds; lashd fetches them itself",
+        True,
+    ),
+)
+_USAGE = 2
+
+
+def explain(status: int, said: str, subject: str) -> LashdError:
+    """The error for a bootc that ended with `status` (negative: a signal) and wrote `said`; `subject` begins it."""
+    line = failures.last_line(said)
+    if status == _USAGE:
+        return LashdError(
+            ErrorName.UNSUPPORTED_HOST,
+            f"{subject} failed: this host's bootc does not know what it was asked ({line}); it is too old for lashd, "
+            "or too new.",
+        )
+    row = next((row for row in TABLE if row.pattern.search(line)), None)
+    if row is None:
+        return failures.explain("bootc", status, said, subject)
+    return LashdError(row.name, f"{subject} failed: {row.meaning} (bootc: {line}).", retryable=row.retryable)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bootc's word that a reboot is wanted is heard when what it has staged may boot."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lashd.things.bootc.announcement import settle
+from lashd.words.config import Settings, settings_from
+
+OURS = "bootc: Reboot required for image: sha256:1"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    for name in ("root/run", "own"):
+        (tmp_path / name).mkdir(parents=True)
+    return settings_from({"paths": {"root": tmp_path / "root", "run": tmp_path / "own"}})
+
+
+@pytest.fixture
+def note(settings: Settings) -> Path:
+    return settings.paths.root / "run/reboot-required"
+
+
+def test_aside_while_it_is_held(settings: Settings, note: Path) -> None:
+    settle(settings, staged=True, held=True)
+    note.write_text(OURS)
+    for _ in range(2):
+        settle(settings, staged=True, held=True)
+        assert not note.exists()
+    settle(settings, staged=True, held=False)
+    assert note.read_text() == OURS
+    settle(settings, staged=True, held=True)
+    assert not note.exists()
+
+
+def test_the_newer_one_counts(settings: Settings, note: Path) -> None:
+    note.write_text(OURS)
+    settle(settings, staged=True, held=True)
+    note.write_text(OURS + "2")
+    settle(settings, staged=True, held=False)
+    assert note.read_text() == OURS + "2"
+    assert list(settings.paths.run.iterdir()) == []
+
+
+def test_what_it_was_about_is_gone(settings: Settings, note: Path) -> None:
+    note.write_text(OURS)
+    settle(settings, staged=True, held=True)
+    settle(settings, staged=False, held=False)
+    settle(settings, staged=True, held=False)
+    assert not note.exists()
+    # A rollback is announced with nothing staged.
+    note.write_text(OURS)
+    settle(settings, staged=False, held=False)
+    assert note.exists()
+
+
+def test_anybody_elses_stays(settings: Settings, note: Path) -> None:
+    note.write_text("*** System restart required ***\n")
+    settle(settings, staged=True, held=True)
+    assert note.exists()
+    note.unlink()
+    os.mkfifo(note)
+    settle(settings, staged=True, held=True)
+    assert note.exists()
