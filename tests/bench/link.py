@@ -105,8 +105,13 @@ async def _forward(
             await delivery
 
 
-async def serve(host: str, port: int, round_trip: float, rate: float) -> tuple[asyncio.Server, Carried]:
-    """Listen on a free port of 127.0.0.1 and carry everything to host:port. `rate`: bytes a second, 0 for any."""
+async def serve(
+    host: str, port: int, round_trip: float, rate: float, *, own: int = 0
+) -> tuple[asyncio.Server, Carried]:
+    """Listen on the port `own` of 127.0.0.1 (0: a free one) and carry everything to host:port.
+
+    `rate`: bytes a second, 0 for any.
+    """
     carried = Carried()
     up, down = Wire(rate, round_trip / 2), Wire(rate, round_trip / 2)
 
@@ -127,16 +132,28 @@ async def serve(host: str, port: int, round_trip: float, rate: float) -> tuple[a
             writer.transport.abort()
             far_writer.transport.abort()
 
-    return await asyncio.start_server(connected, "127.0.0.1", 0, limit=2 * CHUNK), carried
+    return await asyncio.start_server(connected, "127.0.0.1", own, limit=2 * CHUNK), carried
 
 
 class Link:
-    """A line in a process of its own, so that its work is not done by the event loop that is being measured."""
+    """A line in a process of its own, so that its work is not done by the event loop that is being measured.
 
-    def __init__(self, target: tuple[str, int], *, round_trip: float = 0.0, rate: float = 0.0) -> None:
+    With `netns` it is in another network namespace; `port` is its own there, 0 for a free one.
+    """
+
+    def __init__(
+        self,
+        target: tuple[str, int],
+        *,
+        round_trip: float = 0.0,
+        rate: float = 0.0,
+        netns: Path | None = None,
+        port: int = 0,
+    ) -> None:
         self._argv = [
+            *(["nsenter", f"--net={netns}", "--"] if netns is not None else []),
             *(sys.executable, "-m", "tests.bench.link", f"{target[0]}:{target[1]}"),
-            *("--round-trip", str(round_trip), "--rate", str(rate)),
+            *("--round-trip", str(round_trip), "--rate", str(rate), "--port", str(port)),
         ]
         self._process: asyncio.subprocess.Process
         self.port = 0
@@ -173,9 +190,10 @@ async def _main() -> None:
     parser.add_argument("target", metavar="HOST:PORT")
     parser.add_argument("--round-trip", type=float, default=0.0, help="seconds")
     parser.add_argument("--rate", type=float, default=0.0, help="bytes a second, 0 for no limit")
+    parser.add_argument("--port", type=int, default=0, help="the line's own port, 0 for a free one")
     arguments = parser.parse_args()
     host, _, port = arguments.target.rpartition(":")
-    server, carried = await serve(host, int(port), arguments.round_trip, arguments.rate)
+    server, carried = await serve(host, int(port), arguments.round_trip, arguments.rate, own=arguments.port)
     print(server.sockets[0].getsockname()[1], flush=True)
     loop = asyncio.get_running_loop()
     lines = asyncio.StreamReader()

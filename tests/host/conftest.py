@@ -14,8 +14,7 @@ import pytest
 from demo import disk, images
 from demo.host import Host
 from demo.images import Version
-from demo.install import install
-from demo.network import Network
+from tests.support.installed import install_disk, publish
 from tests.support.registry import Registry
 
 _numbers = itertools.count()
@@ -27,13 +26,6 @@ class HostImages:
 
     first: Version
     second: Version
-
-
-def publish(registry: Registry, version: Version) -> None:
-    """Push a host image under its floating tag, and everything it binds."""
-    for binding in version.bindings:
-        registry.push(binding.app.repository, binding.app.image, binding.tag)
-    registry.push(images.HOST_REPOSITORY, version.image, images.HOST_TAG)
 
 
 def _name() -> str:
@@ -48,24 +40,11 @@ def host_images() -> HostImages:
     return HostImages(images.first(layers), images.second(layers))
 
 
-def install_disk(path: Path, version: Version) -> None:
-    """Make `path` a disk with `version` installed and its bound images fetched."""
-    network = Network(_name())
-    network.create()
-    try:
-        with Registry(netns=network.path, port=images.REGISTRY_PORT) as registry:
-            publish(registry, version)
-            disk.create(path)
-            install(path, network, images.HOST_REFERENCE, [binding.reference for binding in version.bindings])
-    finally:
-        network.delete()
-
-
 @pytest.fixture(scope="session")
 def installed_disk(host_images: HostImages, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A disk with v1 installed and its bound images fetched; to be copied, never booted."""
     path = tmp_path_factory.mktemp("template") / "disk.img"
-    install_disk(path, host_images.first)
+    install_disk(path, host_images.first, _name())
     yield path
     path.unlink()
 

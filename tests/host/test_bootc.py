@@ -7,6 +7,7 @@ bootc is the stand-in of tests/support/bootc.py. `alone` is the same host with l
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,28 +18,28 @@ import pytest
 from demo import images
 from demo.host import Host
 from demo.images import Binding, Version
-from tests.host.conftest import HostImages, install_disk, publish
+from tests.host.conftest import HostImages
 from tests.host.test_keeper import SETTINGS, codes, released, wait_until
 from tests.host.test_walk import described, lashctl, states, version_of
-from tests.support.images import LayerBlob, Program, files
+from tests.support.images import LayerBlob, files
+from tests.support.installed import STAND_IN, alone, install_disk, publish
 from tests.support.registry import Registry
 
 pytestmark = pytest.mark.host
 
 ANNOUNCED = "/run/reboot-required"
-_STAND_IN = Path(__file__).resolve().parents[1] / "support/bootc.py"
 
 
 @pytest.fixture(scope="module")
 def host_images() -> HostImages:
-    layers = (*images.common_layers(), files({"usr/bin/bootc": Program(_STAND_IN.read_bytes())}))
+    layers = (*images.common_layers(), files({"usr/bin/bootc": STAND_IN}))
     return HostImages(images.first(layers), images.second(layers))
 
 
 @pytest.fixture(scope="module")
 def installed_disk(host_images: HostImages, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("bootc") / "disk.img"
-    install_disk(path, host_images.first)
+    install_disk(path, host_images.first, f"bootc{os.getpid()}")
     yield path
     path.unlink()
 
@@ -46,17 +47,6 @@ def installed_disk(host_images: HostImages, tmp_path_factory: pytest.TempPathFac
 def settle(host: Host) -> None:
     script = "mkdir -p /etc/lashd/lashd.d && cat > /etc/lashd/lashd.d/test.toml && systemctl restart lashd"
     host.run("sh", "-c", script, input=SETTINGS.encode())
-
-
-def alone(host: Host) -> None:
-    """Take lashd away, as if it had never been on this host."""
-    host.run("sh", "-c", "systemctl stop lashd.service lashd-hold.path; systemctl mask --runtime lashd.service")
-    script = "mkdir -p /run/systemd/system/$1.d && printf '[Service]\\nExecStop=\\n' > /run/systemd/system/$1.d/z.conf"
-    for unit in ("lashd-gate.service", "ostree-finalize-staged.service"):
-        host.run("sh", "-c", script, "sh", unit)
-    finalize = "ExecStop=/usr/bin/ostree admin finalize-staged"
-    place = "/run/systemd/system/ostree-finalize-staged.service.d/z.conf"
-    host.run("sh", "-c", f"printf '{finalize}\\n' >> {place}; systemctl daemon-reload")
 
 
 def publish_without_one(registry: Registry, version: Version) -> None:
@@ -93,7 +83,6 @@ def test_an_upgrade_through_bootc_and_back(host: Host, host_images: HostImages, 
     host.reboot()
     assert version_of(host) == "2"
     assert lashctl(host, "rollback")
-    assert "Next boot: rollback deployment" in host.run("journalctl", "-b", "-u", "lashd-bootc.service").output
     lashctl(host, "rollback", status=77)
     host.reboot()
     assert version_of(host) == "1"
@@ -111,7 +100,6 @@ def test_staged_although_an_image_is_missing_alone(
     assert "Failed to pull image" in first.errors
     again = host.run("bootc", "upgrade")
     assert "Staged update present, not changed" in again.output
-    host.run("systemctl", "unmask", "--runtime", "lashd.service")
     host.reboot()
     assert version_of(host) == "2"
     assert not digests(host_images.second) <= stored(host)
@@ -163,9 +151,9 @@ print(json.dumps([(one.item, one.state) for one in heard if isinstance(one, Item
 
 
 def slow(host: Host, seconds: int) -> None:
-    """Let bootc keep its lock for so long before it does anything."""
+    """Let bootc keep its lock for so long before it does anything; then it has much to tell."""
     write = "cat > /etc/bootc-stand-in.json"
-    host.run("sh", "-c", write, input=json.dumps({"locked_seconds": seconds}).encode())
+    host.run("sh", "-c", write, input=json.dumps({"locked_seconds": seconds, "babble": 300_000}).encode())
 
 
 def activity(host: Host) -> str:
@@ -208,8 +196,9 @@ def test_a_cancelled_upgrade_stops_bootc(host: Host, host_images: HostImages, ho
     assert released(described(host))
 
 
+@pytest.mark.parametrize("again", [True, False])
 def test_the_daemon_is_killed_while_bootc_is_at_work(
-    host: Host, host_images: HostImages, host_registry: Registry
+    host: Host, host_images: HostImages, host_registry: Registry, again: bool
 ) -> None:
     """bootc goes on, the next daemon is there at once, and what bootc stages is bound; who asks again joins in."""
     settle(host)
@@ -220,12 +209,27 @@ def test_the_daemon_is_killed_while_bootc_is_at_work(
     host.run("systemctl", "kill", "--signal=KILL", "--kill-whom=main", "lashd")
     assert described(host)["host"]["kind"] == "bootc"
     assert activity(host) == "activating"
-    done = lashctl(host, "upgrade")
-    assert isinstance(done, dict)
-    assert done["job"]["result"] == "success"
+    if again:
+        done = lashctl(host, "upgrade")
+        assert isinstance(done, dict)
+        assert done["job"]["result"] in ("success", "unchanged")
     now = wait_until(host, released)
     assert now["blockedBy"] == []
-    assert activity(host) == "inactive"
+    wait_for(host, "inactive")
+
+
+def test_an_update_that_is_withdrawn(host: Host, host_images: HostImages, host_registry: Registry) -> None:
+    """The name means again what runs: bootc would leave what it has staged, and that would boot."""
+    settle(host)
+    publish(host_registry, host_images.second)
+    lashctl(host, "upgrade")
+    publish(host_registry, host_images.first)
+    assert "No update available" in host.run("bootc", "upgrade").output
+    lashctl(host, "upgrade")
+    assert described(host)["deployments"][0]["digest"] == host_images.first.image.digest
+    host.reboot()
+    assert version_of(host) == "1"
+    assert set(states(host, "booted").values()) == {"present"}
 
 
 def untagged(layers: tuple[LayerBlob, ...]) -> Version:
@@ -238,7 +242,7 @@ def untagged(layers: tuple[LayerBlob, ...]) -> Version:
 
 @pytest.fixture(scope="module")
 def second_untagged() -> Version:
-    return untagged((*images.common_layers(), files({"usr/bin/bootc": Program(_STAND_IN.read_bytes())})))
+    return untagged((*images.common_layers(), files({"usr/bin/bootc": STAND_IN})))
 
 
 def test_pulled_and_removed_again_alone(host: Host, host_registry: Registry, second_untagged: Version) -> None:
@@ -274,7 +278,6 @@ def test_applied_without_an_image_alone(host: Host, host_images: HostImages, hos
     alone(host)
     publish_without_one(host_registry, host_images.second)
     assert host.run("bootc", "upgrade", check=False).status == 1
-    host.run("systemctl", "unmask", "--runtime", "lashd.service")
     apply(host)
     assert version_of(host) == "2"
     assert not digests(host_images.second) <= stored(host)
@@ -338,6 +341,43 @@ def test_bootc_goes_on_without_lashd(host: Host, host_images: HostImages, host_r
     assert "Bound images stored: 2" in output
     assert "Queued for next boot" in output
     assert digests(host_images.first) <= stored(host)
-    host.run("systemctl", "unmask", "--runtime", "lashd.service")
     host.reboot()
     assert version_of(host) == "1"
+
+
+@pytest.fixture(scope="module")
+def second_wrapped(host_images: HostImages) -> Version:
+    """v2 with a unit that has a line of two halves."""
+    *_, probe = host_images.second.bindings
+    unit = f"[Unit]\nDescription=The \\\n  probe\n\n{probe.app.quadlet(probe.reference)}"
+    layers = (*images.common_layers(), files({"usr/bin/bootc": STAND_IN}))
+    more = {"usr/share/containers/systemd/probe.container": unit}
+    return images.version("2", host_images.second.bindings, layers, more)
+
+
+def test_a_unit_that_bootc_cannot_read_alone(host: Host, host_registry: Registry, second_wrapped: Version) -> None:
+    alone(host)
+    publish(host_registry, second_wrapped)
+    assert "IncorrectSyntax" in host.run("bootc", "upgrade", check=False).errors
+    host.reboot()
+    assert version_of(host) == "2"
+    assert not digests(second_wrapped) <= stored(host)
+
+
+@pytest.mark.parametrize("images_first", [False, True])
+def test_a_unit_that_bootc_cannot_read(
+    host: Host, host_registry: Registry, second_wrapped: Version, images_first: bool
+) -> None:
+    """It is as systemd has it. Where bootc looks before it stages, lashd stages."""
+    settle(host)
+    publish(host_registry, second_wrapped)
+    config = json.dumps({"images_first": images_first})
+    host.run("sh", "-c", "cat > /etc/bootc-stand-in.json", input=config.encode())
+    done = lashctl(host, "upgrade")
+    assert isinstance(done, dict)
+    assert done["job"]["result"] == "success"
+    wait_until(host, released)
+    host_registry.stop()
+    host.reboot()
+    assert version_of(host) == "2"
+    assert set(states(host, "booted").values()) == {"present"}

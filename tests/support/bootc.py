@@ -7,7 +7,7 @@ and the same lock, prints the same words, ends with the same statuses and stages
 brackets are the sections of the notes on bootc 1.16 that it follows; docs/bootc.md has what lashd assumes of them.
 
 /etc/bootc-stand-in.json may say: `version`; `images_first` (fetch bound images before staging, as versions after
-1.16.9 do); `locked_seconds` (how long it keeps the lock before it does anything).
+1.16.9 do); `locked_seconds` (how long it keeps the lock before it does anything); `babble` (so many bytes of progress).
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Bootc:
         self.sysroot.set_mount_namespace_in_use()
         self.sysroot.load(None)
         self.booted = self.sysroot.require_booted_deployment()
-        self.progress = Progress(getattr(options, "progress_fd", None))
+        self.progress = Progress(getattr(options, "progress_fd", None), config.get("babble", 0))
 
     def run(self) -> None:
         if self.options.verb == "internals":
@@ -357,7 +357,7 @@ class Bootc:
 class Progress:
     """[3.2] JSON lines; those with bytes at most five times a second."""
 
-    def __init__(self, descriptor: int | None) -> None:
+    def __init__(self, descriptor: int | None, babble: int) -> None:
         if descriptor is not None and descriptor <= 2:
             raise Failed(f"Cannot use fd {descriptor} for progress JSON")
         self._descriptor = descriptor
@@ -366,6 +366,9 @@ class Progress:
         self._written = 0.0
         if descriptor is not None:
             self._write({"type": "Start", "version": "0.1.0"})
+            # As a long download does: a pipe that nobody reads is full after 64 KiB, and then this waits.
+            for _ in range(0, babble, 1000):
+                self._write({"type": "ProgressBytes", "task": "pulling", "description": "x" * 1000, "subtasks": []})
 
     def layer(self, event: Any) -> None:
         from lashd.words.progress import StageStarted
@@ -518,6 +521,9 @@ def in_root(root: Path, link: Path) -> Path:
 
 def podman(*words: str) -> subprocess.CompletedProcess[str]:
     """[1.3] `podman` of PATH, on the store under its alias, with its run directory as descriptor 3."""
+    if os.environ.get("LISTEN_FDS"):
+        # `podman system service` of unified storage would take that very descriptor for its socket.
+        raise Failed("Podman API service exited")
     ALIAS.mkdir(parents=True, exist_ok=True)
     script = f'exec 3<{ALIAS}; mount --bind {STORE} {ALIAS}; exec podman --root {ALIAS} --runroot /proc/self/fd/3 "$@"'
     argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "podman", "image", *words]

@@ -47,6 +47,12 @@ SAID = [
         ErrorName.BOUND_IMAGE_MISSING,
         True,
     ),
+    (
+        "error: Upgrading: Staging: Querying bound images: Parse to ini: IncorrectSyntax(7)",
+        ErrorName.BOUND_IMAGE_INVALID,
+        False,
+    ),
+    ("error: This command requires full root privileges (CAP_SYS_ADMIN)", ErrorName.NOT_AUTHORIZED, False),
     # What comes from skopeo, and from libostree.
     (
         "error: Upgrading: Pulling: Creating importer: failed to invoke method OpenImage: pinging container registry "
@@ -107,3 +113,11 @@ def test_ended_by_a_signal_and_without_a_word() -> None:
     assert (error.name, error.retryable) == (ErrorName.HOST_COMMAND_FAILED, True)
     assert "signal 15" in error.message
     assert "status 1" in explain(1, "", SUBJECT).message
+
+
+def test_what_its_tools_complain_of_is_not_its_error() -> None:
+    """podman writes to the same place, before or after."""
+    chatter = 'time="2026-01-01T00:00:00Z" level=error msg="User-selected graph driver \\"overlay\\" overwritten"'
+    own = "error: Upgrading: Insufficient free space for x (available: 1 GB required: 2 GB)"
+    for said in (f"{chatter}\n{own}\n", f"{own}\n{chatter}\n"):
+        assert explain(1, said, SUBJECT).name is ErrorName.NO_SPACE

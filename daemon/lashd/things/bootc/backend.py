@@ -2,14 +2,16 @@
 """The `bootc` host backend, where bootc owns an ostree sysroot.
 
 What there is, and who holds it, is on the disk as on any ostree host, so nothing is ever asked of bootc that takes its
-lock. What changes the host through bootc's own verbs is left to bootc: `upgrade` (which fetches and stages in one go)
-and `rollback`. lashd's hold is the lock file and not `--download-only`: that key in ostree's note is nobody's by name,
-and any plain `bootc upgrade` takes it away, but leaves the file.
+lock. An upgrade is left to bootc, which fetches and stages in one go. A rollback is not: bootc's drops whatever has
+been staged by the time it gets the lock, without a word, and refuses some that libostree can do. lashd's hold is the
+lock file and not `--download-only`: that key in ostree's note is nobody's by name, and any plain `bootc upgrade` takes
+it away, but leaves the file.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from lashd.things.bootc.driver import Driver
@@ -19,9 +21,17 @@ from lashd.things.ostree.fetch import OpenProxy
 from lashd.things.ostree.lockfile import STAGING, Lock, read_lock, remove_lock, write_lock
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
-from lashd.words.files import sync_filesystem
 from lashd.words.model import Deployment, HostImage, Role
-from lashd.words.progress import Report
+from lashd.words.progress import Event, Report
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.05  # between two looks whether bootc has staged; a few stat(2)
+
+
+def _tell_failure(upgrade: asyncio.Task[None]) -> None:
+    if not upgrade.cancelled() and (error := upgrade.exception()) is not None:
+        log.warning("bootc has staged the new system and failed afterwards: %s", error)
 
 
 class BootcBackend(OstreeBackend):
@@ -37,6 +47,7 @@ class BootcBackend(OstreeBackend):
     ) -> None:
         super().__init__(settings, open_proxy)
         self._driver = make_driver(settings)
+        self._rest: asyncio.Task[None] | None = None  # a bootc that has staged, and cleans up
 
     async def fetch(
         self, image: HostImage, *, expected_digest: str | None, report: Report, by_digest: bool = False
@@ -47,17 +58,22 @@ class BootcBackend(OstreeBackend):
         """
         if by_digest or not self._is_followed(image):
             return await super().fetch(image, expected_digest=expected_digest, report=report, by_digest=by_digest)
+        if self._rest is not None:
+            await asyncio.wait([self._rest])
         run = self._settings.paths.ostree_run
         before = self._staged()
         if read_lock(run) is None:
             write_lock(run, Lock(before.key if before is not None else STAGING))
-        await self._driver.adopt(report)
-        subject = f"The upgrade to the newest {image.reference} by bootc"
         try:
-            await self._driver.change(["upgrade", "--quiet"], subject, report, image=image.reference)
+            await self._until_staged(image, before, report)
+        except LashdError as error:
+            if error.name not in (ErrorName.BOUND_IMAGE_INVALID, ErrorName.BOUND_IMAGE_MISSING):
+                raise
+            # What bootc does not understand, or cannot fetch, lashd may; versions after 1.16.9 look before they stage.
+            log.warning("%s lashd stages it without bootc.", error.message)
+            return await super().fetch(image, expected_digest=expected_digest, report=report)
         finally:
             await self._hold_what_came(before)
-        await asyncio.to_thread(sync_filesystem, self._sysroot.repository)
         return self._fetched(image, expected_digest)
 
     async def stage(self, fetched: Fetched, image: HostImage) -> Deployment:
@@ -67,32 +83,54 @@ class BootcBackend(OstreeBackend):
             return self._by_key(staged.key)
         return await super().stage(fetched, image)
 
-    async def roll_back(self, to: Deployment, *, drop_staged: bool = False) -> bool:
-        staged = self._staged()
-        if staged is not None and not drop_staged:
-            raise LashdError(ErrorName.WOULD_DROP_STAGED)
-        order = [one.name for one in self.deployments() if Role.STAGED not in one.roles]
-        if staged is None and order[:1] == [to.name]:
-            return False
-        if Role.ROLLBACK not in to.roles or order[:1] == [to.name] or len(order) != 2:
-            # bootc exchanges the first two, whichever they are; only here that is certainly what is wanted.
-            return await super().roll_back(to, drop_staged=drop_staged)
-        await self._driver.change(["rollback"], "The rollback by bootc")
-        first = next((one.name for one in self.deployments()), "")
-        if first != to.name:
-            raise LashdError(
-                ErrorName.HOST_COMMAND_FAILED,
-                f"bootc reported a rollback, but {first or 'nothing'} boots next instead of {to.name}; look at "
-                "'bootc status'.",
-            )
-        return True
-
     async def recover(self) -> None:
-        # What it stages in the end is noticed and held like anybody's; until then its lock on nothing is no leftover.
-        if not await self._driver.running():
-            await super().recover()
+        if await self._driver.running():
+            # What it stages in the end is noticed and held like anybody's; until then its lock on nothing is no
+            # leftover. But somebody has to read its progress: it would wait for that, with its lock, for ever.
+            if self._rest is None or self._rest.done():
+                self._rest = asyncio.create_task(self._driver.adopt(), name="bootc of a daemon before this one")
+            return
+        await super().recover()
 
     # ---- inner ----
+
+    async def _until_staged(self, image: HostImage, before: Deployment | None, report: Report) -> None:
+        """Have bootc upgrade, until it has staged something new or ended; its clean-up is not waited for.
+
+        Raises what its words mean when it ends without having staged anything.
+        """
+        subject = f"The upgrade to the newest {image.reference} by bootc"
+        # As bootc names it when it looks for it in the store of bound images.
+        name = image.reference if image.transport == "registry" else f"{image.transport}:{image.reference}"
+        listening = True
+
+        def heard(event: Event) -> None:
+            if listening:
+                report(event)
+
+        upgrade = asyncio.create_task(
+            self._driver.change(["upgrade", "--quiet"], subject, heard, image=name), name="bootc upgrade"
+        )
+        try:
+            while not (await asyncio.wait([upgrade], timeout=_LOOK_SECONDS))[0] and not self._came(before):
+                pass
+        except BaseException:
+            upgrade.cancel()
+            await asyncio.wait([upgrade])
+            raise
+        finally:
+            listening = False
+        if upgrade.done() and not self._came(before):
+            upgrade.result()
+            return
+        # What is staged is bound from now on, whatever becomes of the rest.
+        self._rest = upgrade
+        upgrade.add_done_callback(_tell_failure)
+
+    def _came(self, before: Deployment | None) -> bool:
+        """Whether something else is staged than `before`."""
+        staged = self._staged()
+        return staged is not None and (before is None or staged.name != before.name)
 
     def _is_followed(self, image: HostImage) -> bool:
         """Whether `bootc upgrade` would fetch `image`: what is staged says what to follow, else what is booted."""
@@ -114,16 +152,25 @@ class BootcBackend(OstreeBackend):
 
     def _fetched(self, image: HostImage, expected_digest: str | None) -> Fetched:
         following = next(iter(self.deployments()), None)
+        booted = next((one for one in self.deployments() if Role.BOOTED in one.roles), None)
+        if expected_digest and booted is not None and booted.digest == expected_digest:
+            # The name means again what runs: bootc leaves what it has staged before, and that would boot.
+            return Fetched(booted.checksum, expected_digest, following is not booted)
         if following is None or following.digest is None:
             raise LashdError(
                 ErrorName.HOST_COMMAND_FAILED,
                 "bootc ended well, but no deployment with an image can be found; look at 'bootc status'.",
             )
         if expected_digest and following.digest != expected_digest:
+            found = (
+                f"bootc has staged {following.digest}, which stays held"
+                if Role.STAGED in following.roles
+                else "bootc has found nothing newer than what runs, so nothing was staged"
+            )
             raise LashdError(
                 ErrorName.DIGEST_MISMATCH,
-                f"The newest image of {image.reference} was {expected_digest} a moment ago, and bootc has staged "
-                f"{following.digest}; it stays held. Look at the new image and ask again with its digest.",
+                f"The newest image of {image.reference} was {expected_digest} a moment ago, and {found}. Look at the "
+                "new image and ask again with its digest.",
                 retryable=True,
             )
         return Fetched(following.checksum, following.digest, Role.STAGED in following.roles)

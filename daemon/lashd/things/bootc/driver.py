@@ -36,9 +36,6 @@ _FIFO = "bootc.progress"
 _PIECE = 64 * 1024
 # Hidden in its help, and there since 1.1.4.
 _WITH_PROGRESS = (1, 1, 4)
-# What writes boot entries freezes the filesystem of /boot for a moment: as with lashd's own worker systemd wakes it
-# instead of ending it, and waits.
-_UNSTOPPABLE = ("rollback",)
 _OPEN_FILE_SINCE = 253  # systemd
 _POLL_SECONDS = 0.5
 _ASK_SECONDS = 30.0
@@ -91,21 +88,18 @@ class Driver:
         """Whether a run of ours goes on, perhaps one that a daemon before this one has started."""
         return self._systemd and (await self._shown()).get("ActiveState") in ("activating", "active", "deactivating")
 
-    async def adopt(self, report: Report = ignore) -> None:
+    async def adopt(self) -> None:
         """Wait for the end of a run that a daemon before this one has started; what it came to is on the disk.
 
-        Returns at once when there is none. A cancel stops it, as it does one's own.
+        Its progress is read meanwhile: without that it would wait once the pipe is full. Returns at once when there is
+        none; a cancel leaves it alone.
         """
         if not await self.running():
             return
-        try:
-            async with self._pipe(Progress(report)):
-                # Nothing tells of the end of a unit that another process waits for, but the unit.
-                while await self.running():  # noqa: ASYNC110
-                    await asyncio.sleep(_POLL_SECONDS)
-        except BaseException:
-            await asyncio.shield(self._stop())
-            raise
+        async with self._pipe(Progress(ignore)):
+            # Nothing tells of the end of a unit that another process waits for, but the unit.
+            while await self.running():  # noqa: ASYNC110
+                await asyncio.sleep(_POLL_SECONDS)
 
     # ---- inner ----
 
@@ -132,8 +126,8 @@ class Driver:
         argv = ["systemd-run", "--quiet", "--wait", f"--unit={UNIT}", "--service-type=oneshot"]
         argv += [f"--description=bootc {words[0]}, for lashd", "--property=TimeoutStartSec=infinity"]
         argv += [f"--setenv={name}={value}" for name, value in env.items()]
-        if words[0] in _UNSTOPPABLE:
-            argv.append("--property=KillSignal=SIGCONT")
+        # It is told the number of the descriptor; what it starts (podman) would take that for a socket of its own.
+        argv.append("--property=UnsetEnvironment=LISTEN_FDS LISTEN_PID LISTEN_FDNAMES")
         if pipe is not None and await self._systemd_version() >= _OPEN_FILE_SINCE:
             # The first that is passed on is number 3.
             argv.append(f"--property=OpenFile={pipe.path}:progress:graceful")
@@ -143,16 +137,19 @@ class Driver:
         except BaseException:
             await asyncio.shield(self._stop())
             raise
-        facts = await self._shown()
         if done.status == 0:
             return Ended(0, "")
-        if "ExecMainStatus" not in facts or facts.get("LoadState") != "loaded":
-            return Ended(done.status, done.stderr)  # it was not even started
+        while await self.running():  # noqa: ASYNC110 (stopped by somebody, and not at its end yet)
+            await asyncio.sleep(_POLL_SECONDS)
+        facts = await self._shown()
+        if facts.get("LoadState") != "loaded":
+            return Ended(done.status, done.stderr or f"error: {UNIT} was stopped")
         said = await self._journal(facts.get("InvocationID", ""))
         await self._forget()
-        status = int(facts["ExecMainStatus"])
+        status = int(facts.get("ExecMainStatus") or 0)
         killed = facts.get("ExecMainCode") in ("2", "3")  # CLD_KILLED, CLD_DUMPED
-        return Ended(-status if killed else status, said or done.stderr)
+        # Without a status it was not even started.
+        return Ended(-status if killed else status or done.status, said or done.stderr)
 
     async def _run_child(self, words: list[str], env: Mapping[str, str], pipe: _Pipe | None) -> Ended:
         descriptors = []

@@ -57,7 +57,7 @@ TABLE: tuple[Row, ...] = (
         False,
     ),
     _row(
-        r"executed as the root user|detected container|requires? cap_sys_admin|unshar\w+.*not permitted",
+        r"executed as the root user|detected container|full root privileges|unshar\w+.*not permitted",
         ErrorName.NOT_AUTHORIZED,
         "bootc may not change this host; lashd has to run as root, outside of a container",
     ),
@@ -70,7 +70,12 @@ TABLE: tuple[Row, ...] = (
         False,
     ),
     _row(
-        r"pulling bound images|bound image|bound-images\.d|querying bound images",
+        r"querying bound images|bound-images\.d",
+        ErrorName.BOUND_IMAGE_INVALID,
+        "bootc does not understand an entry of /usr/lib/bootc/bound-images.d in the new image",
+    ),
+    _row(
+        r"pulling bound images|bound image",
         ErrorName.BOUND_IMAGE_MISSING,
         "bootc could not fetch the images that the new deployment binds; lashd fetches them itself",
         True,
@@ -81,7 +86,9 @@ _USAGE = 2
 
 def explain(status: int, said: str, subject: str) -> LashdError:
     """The error for a bootc that ended with `status` (negative: a signal) and wrote `said`; `subject` begins it."""
-    line = failures.last_line(said)
+    # What it starts complains on the same standard error, and in its own way.
+    own = [line for line in said.splitlines() if line.startswith("error: ")]
+    line = failures.last_line(own[-1] if own else said)
     if status == _USAGE:
         return LashdError(
             ErrorName.UNSUPPORTED_HOST,
@@ -90,5 +97,5 @@ def explain(status: int, said: str, subject: str) -> LashdError:
         )
     row = next((row for row in TABLE if row.pattern.search(line)), None)
     if row is None:
-        return failures.explain("bootc", status, said, subject)
+        return failures.explain("bootc", status, own[-1] if own else said, subject)
     return LashdError(row.name, f"{subject} failed: {row.meaning} (bootc: {line}).", retryable=row.retryable)
