@@ -58,8 +58,7 @@ class BootcBackend(OstreeBackend):
         """
         if by_digest or not self._is_followed(image):
             return await super().fetch(image, expected_digest=expected_digest, report=report, by_digest=by_digest)
-        if self._rest is not None:
-            await asyncio.wait([self._rest])
+        await self._cleaned_up()
         run = self._settings.paths.ostree_run
         before = self._staged()
         if read_lock(run) is None:
@@ -83,6 +82,22 @@ class BootcBackend(OstreeBackend):
             return self._by_key(staged.key)
         return await super().stage(fetched, image)
 
+    async def release(self, deployment: Deployment) -> None:
+        await self._cleaned_up()
+        await super().release(deployment)
+
+    async def discard(self, deployment: Deployment) -> None:
+        await self._cleaned_up()
+        await super().discard(deployment)
+
+    async def roll_back(self, to: Deployment, *, drop_staged: bool = False) -> bool:
+        await self._cleaned_up()
+        return await super().roll_back(to, drop_staged=drop_staged)
+
+    async def prune(self, keep: tuple[Fetched, ...] = ()) -> int:
+        await self._cleaned_up()
+        return await super().prune(keep)
+
     async def recover(self) -> None:
         if await self._driver.running():
             # What it stages in the end is noticed and held like anybody's; until then its lock on nothing is no
@@ -93,6 +108,11 @@ class BootcBackend(OstreeBackend):
         await super().recover()
 
     # ---- inner ----
+
+    async def _cleaned_up(self) -> None:
+        """Wait for a bootc of ours that has staged: it holds the sysroot's lock for as long as it cleans up."""
+        if self._rest is not None:
+            await asyncio.wait([self._rest])
 
     async def _until_staged(self, image: HostImage, before: Deployment | None, report: Report) -> None:
         """Have bootc upgrade, until it has staged something new or ended; its clean-up is not waited for.
