@@ -31,8 +31,9 @@ lint: setup ## ruff, mypy, import-linter
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
+# One process more than there are cores: hosts that boot mostly wait.
 test: need-root setup ## all tests
-	$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(PYTHON) -m pytest -n $$(($$(nproc) + 1)) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 bench: need-root setup ## ratios against bootc's way, written to build/bench.json
 	$(PYTHON) -m tests.bench
