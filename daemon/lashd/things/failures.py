@@ -18,7 +18,10 @@ _QUOTE_LIMIT = 300
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One kind of failure. `meaning` completes «X could not be fetched: …»; `retryable` None leaves it to the name."""
+    """One kind of failure, of any tool. `meaning` completes «X could not be fetched: …», or «X failed: …».
+
+    `pattern` is looked for anywhere in the tool's last line; `retryable` None leaves it to the name.
+    """
 
     pattern: re.Pattern[str]
     name: ErrorName
@@ -26,60 +29,61 @@ class Row:
     retryable: bool | None = None
 
 
-def _row(pattern: str, name: ErrorName, meaning: str, retryable: bool | None = None) -> Row:
+def row(pattern: str, name: ErrorName, meaning: str, retryable: bool | None = None) -> Row:
+    """A row of a table; letter case is ignored. Raises re.error for a `pattern` that is none."""
     return Row(re.compile(pattern, re.IGNORECASE), name, meaning, retryable)
 
 
 TABLE: tuple[Row, ...] = (
     # This host
-    _row(
+    row(
         r"setpriv: failed to execute|executable file not found|\b\d+: exec: \S+: not found",
         ErrorName.HOST_COMMAND_FAILED,
         "a program that is needed is not installed; install it",
         False,
     ),
-    _row(
+    row(
         r"no space left on device|disk quota exceeded|min-free-space",
         ErrorName.NO_SPACE,
         "there is not enough free space; free some and try again",
     ),
-    _row(
+    row(
         r"read-only file system",
         ErrorName.HOST_COMMAND_FAILED,
         "the place it goes to is read-only; check that the disk is healthy and mounted as it should be",
         False,
     ),
-    _row(
+    row(
         r"cannot allocate memory|too many open files",
         ErrorName.HOST_COMMAND_FAILED,
         "the host ran out of memory or of open files",
         True,
     ),
-    _row(
+    row(
         r"sysroot lock|locking (repo|sysroot)|unable to acquire lock|\bflock\b.*temporarily unavailable",
         ErrorName.SYSROOT_LOCKED,
         "another program is changing the system; try again when it has ended",
     ),
     # Signatures and policy, before anything that a policy's text could be taken for
-    _row(
+    row(
         r"loading trust policy|invalid policy in",
         ErrorName.SIGNATURE_REJECTED,
         "the signature policy of this host cannot be read; mend /etc/containers/policy.json",
     ),
-    _row(
+    row(
         r"source image rejected|rejected by policy|signature (was required|for identity .* is not accepted)"
         r"|none of the signatures were accepted|signature verification failed|no gpg or sign-api signatures"
         r"|gpg signatures? found, but none|can't check signature|bad gpg signature|invalid gpg signature",
         ErrorName.SIGNATURE_REJECTED,
         "the signature policy of this host rejects it; sign the image, or change the policy",
     ),
-    _row(
+    row(
         r"\bis blocked\b|blocked by configuration",
         ErrorName.SIGNATURE_REJECTED,
         "registries.conf of this host blocks the registry; unblock it, or use another",
     ),
     # Content
-    _row(
+    row(
         r"digest did not match|download config\.json digest \S+ does not match"
         r"|does not match provided manifest digest|corrupted blob|corrupted .* object; checksum"
         r"|unexpected digest|digest mismatch|checksum mismatch",
@@ -88,57 +92,57 @@ TABLE: tuple[Row, ...] = (
         "what arrived is not what was asked for and was not used; the registry or a proxy in front of it is damaged",
         True,
     ),
-    _row(
+    row(
         r"does not match config's diffid",
         ErrorName.DIGEST_MISMATCH,
         "its configuration names other layers than its manifest; push the image again",
         False,
     ),
-    _row(
+    row(
         r"invalid tar header|invalid (gzip )?header\b|error creating (gzip|zstd) reader|magic number mismatch",
         ErrorName.PULL_FAILED,
         "one of its layers is not a tar archive; push the image again",
         False,
     ),
-    _row(
+    row(
         r"unsupported (legacy )?manifest (mime|media)? ?type|unsupported (image-specific operation|schema version)"
         r"|schema ?1\b",
         ErrorName.PULL_FAILED,
         "the image is in a format that is no longer supported; push it again with a current tool",
         False,
     ),
-    _row(
+    row(
         r"no image found in (manifest list|image index)",
         ErrorName.NOT_FOUND,
         "it has no image for this machine's architecture; push one, or set Arch= in the unit file",
     ),
     # The registry's answers, by number and by word
-    _row(
+    row(
         r"toomanyrequests|too many requests|rate limit|\b429\b",
         ErrorName.PULL_FAILED,
         "the registry asks for fewer requests; try again later",
         True,
     ),
-    _row(
+    row(
         r"(status(code)?:?|status code from registry|server returned (http )?(status )?|http) ?5\d\d\b"
         r"|internal server error|bad gateway|service unavailable|gateway time-?out",
         ErrorName.PULL_FAILED,
         "the registry has a fault of its own; try again later",
         True,
     ),
-    _row(
+    row(
         r"getting username and password|unmarshaling json at"
         r"|reading json file|looking up credentials|credential helper",
         ErrorName.AUTHENTICATION_FAILED,
         "the credentials of this host cannot be read; mend the auth file",
     ),
-    _row(
+    row(
         r"unauthorized|authentication required|\bdenied\b|invalid username|forbidden|no basic auth credentials"
         r"|(status(code)?:?|status code from registry|server returned (http )?(status )?|http) ?40[13]\b",
         ErrorName.AUTHENTICATION_FAILED,
         "the registry refused the credentials, or has none of this name to show; check the name and the auth file",
     ),
-    _row(
+    row(
         r"(manifest|name|blob) unknown|repository .*not (found|known)|manifest .*not found|no such (branch|metadata)"
         r"|refspec .* not found|(status(code)?:?|status code from registry|server returned (http )?(status )?|http)"
         r" ?404\b",
@@ -146,35 +150,35 @@ TABLE: tuple[Row, ...] = (
         "the registry does not have it; check its name, tag and digest",
     ),
     # The way there
-    _row(
+    row(
         r"server gave http response to https client",
         ErrorName.NETWORK_UNAVAILABLE,
         "the registry speaks plain HTTP; set TLSVerify=false in the unit, or insecure in registries.conf",
         False,
     ),
-    _row(
+    row(
         r"x509:|certificate|tls: (?!.*timeout)|first record does not look like a tls handshake",
         ErrorName.NETWORK_UNAVAILABLE,
         "the registry's certificate is not accepted; install its authority, and check this host's clock",
         False,
     ),
-    _row(
+    row(
         r"no such host|(?<!short-)name resolution|server misbehaving|could not resolve|no servers could be reached",
         ErrorName.NETWORK_UNAVAILABLE,
         "the registry's name cannot be resolved; check its spelling and the DNS of this host",
     ),
-    _row(
+    row(
         r"connection refused|no route to host|(network|host) is (unreachable|down)|could ?n.t connect"
         r"|could not connect|handshake timeout|dial tcp.*timeout|connect: connection timed out",
         ErrorName.NETWORK_UNAVAILABLE,
         "the registry cannot be reached; check the network",
     ),
-    _row(
+    row(
         r"i/o timeout|deadline exceeded|connection timed out|client\.timeout|timed? ?out",
         ErrorName.NETWORK_UNAVAILABLE,
         "the registry did not answer in time; check the network",
     ),
-    _row(
+    row(
         r"\beof\b|connection reset|broken pipe|connection closed|stream error|goaway|use of closed network"
         r"|expected \d+ bytes in blob",
         ErrorName.PULL_FAILED,
@@ -182,18 +186,18 @@ TABLE: tuple[Row, ...] = (
         True,
     ),
     # What was asked for
-    _row(
+    row(
         r"invalid reference format|invalid (source|destination) name|did not resolve|short-name",
         ErrorName.BOUND_IMAGE_INVALID,
         "its name is not one that container tools accept; mend its unit file",
     ),
-    _row(
+    row(
         r"loading registries configuration",
         ErrorName.HOST_COMMAND_FAILED,
         "registries.conf of this host cannot be read; mend it",
         False,
     ),
-    _row(
+    row(
         r"layer not known|image not known|(images|layers)\.json|identifier is not a(n image|layer)",
         ErrorName.STORE_DAMAGED,
         "the bound image store is damaged",
@@ -227,9 +231,9 @@ def explain(program: str, status: int, stderr: str, subject: str) -> LashdError:
     whole = last_line(stderr)
     line = whole if len(whole) <= _QUOTE_LIMIT else "…" + whole[-_QUOTE_LIMIT:]
     words = _NAMES.sub(" ", whole)
-    row = next((row for row in TABLE if row.pattern.search(words)), None)
-    if row is not None:
-        name, meaning, retryable = row.name, row.meaning, row.retryable
+    found = next((one for one in TABLE if one.pattern.search(words)), None)
+    if found is not None:
+        name, meaning, retryable = found.name, found.meaning, found.retryable
     elif status < 0:
         name, meaning, retryable = _unknown(program), f"{program} was ended by signal {-status}", True
     else:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 
 from lashd.things.bootc.driver import Driver
 from lashd.things.host import Fetched
@@ -39,14 +38,9 @@ class BootcBackend(OstreeBackend):
 
     kind = "bootc"
 
-    def __init__(
-        self,
-        settings: Settings,
-        open_proxy: OpenProxy | None = None,
-        make_driver: Callable[[Settings], Driver] = Driver,
-    ) -> None:
+    def __init__(self, settings: Settings, open_proxy: OpenProxy | None = None) -> None:
         super().__init__(settings, open_proxy)
-        self._driver = make_driver(settings)
+        self._driver = Driver(settings)
         self._rest: asyncio.Task[None] | None = None  # a bootc that has staged, and cleans up
 
     async def fetch(
@@ -72,10 +66,11 @@ class BootcBackend(OstreeBackend):
             log.warning("%s lashd stages it without bootc.", error.message)
             return await super().fetch(image, expected_digest=expected_digest, report=report)
         finally:
-            await self._hold_what_came(before)
+            self._hold_what_came(before)
         return self._fetched(image, expected_digest)
 
     async def stage(self, fetched: Fetched, image: HostImage) -> Deployment:
+        # Whatever the origin says: bootc writes it in its own spelling.
         staged = self._staged()
         if staged is not None and staged.checksum == fetched.checksum:
             await self.hold(staged)
@@ -160,12 +155,12 @@ class BootcBackend(OstreeBackend):
                 return found.image == image
         return False
 
-    async def _hold_what_came(self, before: Deployment | None) -> None:
+    def _hold_what_came(self, before: Deployment | None) -> None:
         """Whatever bootc has left staged is ours to hold; libostree takes the lock away when it replaces another."""
         run, staged = self._settings.paths.ostree_run, self._staged()
         present = read_lock(run)
         if staged is not None:
-            if before is None or staged.name != before.name or present is None:
+            if self._came(before) or present is None:
                 write_lock(run, Lock(staged.key))
         elif present == Lock(STAGING):
             remove_lock(run)

@@ -7,74 +7,57 @@ word of its own. What it does not say itself but passes on from skopeo and podma
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-
 from lashd.things import failures
+from lashd.things.failures import Row, row
 from lashd.words.errors import ErrorName, LashdError
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """`meaning` completes «The upgrade by bootc failed: …»; `retryable` None leaves it to the name."""
-
-    pattern: re.Pattern[str]
-    name: ErrorName
-    meaning: str
-    retryable: bool | None = None
-
-
-def _row(pattern: str, name: ErrorName, meaning: str, retryable: bool | None = None) -> Row:
-    return Row(re.compile(pattern, re.IGNORECASE), name, meaning, retryable)
-
 
 # The first that fits decides. Its own words, from its source.
 TABLE: tuple[Row, ...] = (
-    _row(
+    row(
         r"insufficient free space for",
         ErrorName.NO_SPACE,
         "there is not enough free space for the host image; free some and try again",
     ),
-    _row(
+    row(
         r"local rpm-ostree modifications|deployment is incompatible",
         ErrorName.UNSUPPORTED_HOST,
         "packages were layered with rpm-ostree, which bootc refuses; 'rpm-ostree reset' takes them out",
     ),
-    _row(
+    row(
         r"system not booted via bootc",
         ErrorName.UNSUPPORTED_HOST,
         "this system was not booted by bootc",
     ),
-    _row(
+    row(
         r"no image source specified|not container image based",
         ErrorName.UNSUPPORTED_HOST,
         "the running system does not follow a container image; switch it to one with 'bootc switch'",
     ),
-    _row(
+    row(
         r"read-only block device",
         ErrorName.HOST_COMMAND_FAILED,
         "/sysroot lies on a read-only device; make it writable, or install the host on a disk that is",
         False,
     ),
-    _row(
+    row(
         r"executed as the root user|detected container|full root privileges|unshar\w+.*not permitted",
         ErrorName.NOT_AUTHORIZED,
         "bootc may not change this host; lashd has to run as root, outside of a container",
     ),
-    _row(r"no rollback available", ErrorName.ROLLBACK_UNAVAILABLE, "there is no other deployment to roll back to"),
-    _row(r"no staged deployment found", ErrorName.NOTHING_STAGED, "nothing is staged any more"),
-    _row(
+    row(r"no rollback available", ErrorName.ROLLBACK_UNAVAILABLE, "there is no other deployment to roll back to"),
+    row(r"no staged deployment found", ErrorName.NOTHING_STAGED, "nothing is staged any more"),
+    row(
         r"merge conflicts found in etc",
         ErrorName.HOST_COMMAND_FAILED,
         "local changes of /etc conflict with the new image; 'bootc' names the files, bring them into line",
         False,
     ),
-    _row(
+    row(
         r"querying bound images|bound-images\.d",
         ErrorName.BOUND_IMAGE_INVALID,
         "bootc does not understand an entry of /usr/lib/bootc/bound-images.d in the new image",
     ),
-    _row(
+    row(
         r"pulling bound images|bound image",
         ErrorName.BOUND_IMAGE_MISSING,
         "bootc could not fetch the images that the new deployment binds; lashd fetches them itself",
@@ -95,7 +78,7 @@ def explain(status: int, said: str, subject: str) -> LashdError:
             f"{subject} failed: this host's bootc does not know what it was asked ({line}); it is too old for lashd, "
             "or too new.",
         )
-    row = next((row for row in TABLE if row.pattern.search(line)), None)
-    if row is None:
+    found = next((one for one in TABLE if one.pattern.search(line)), None)
+    if found is None:
         return failures.explain("bootc", status, own[-1] if own else said, subject)
-    return LashdError(row.name, f"{subject} failed: {row.meaning} (bootc: {line}).", retryable=row.retryable)
+    return LashdError(found.name, f"{subject} failed: {found.meaning} (bootc: {line}).", retryable=found.retryable)
