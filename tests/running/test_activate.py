@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
@@ -20,6 +21,7 @@ from lashd.running import booted as module
 from lashd.running import restarts
 from lashd.running.activate import main, read_report
 from lashd.steps.names import kept_name
+from lashd.steps.protect import protection_of
 from lashd.steps.record import Records
 from lashd.things.store import Store
 from lashd.words import config
@@ -31,7 +33,7 @@ from lashd.words.model import Deployment, Record, RecordedImage, Role
 from lashd.words.reference import parse_reference
 from tests.support.host import REJECT_ALL
 from tests.support.images import Image, Index, build, build_index, files, random_bytes
-from tests.support.stores import edit_index, make_store, put, remove_layer_directory, stored
+from tests.support.stores import edit_index, make_store, podman_remove, put, remove_layer_directory, stored
 
 WEB, AGENT = "quay.io/edge/web", "quay.io/edge/agent"
 LARGE = random_bytes(3_000_000, seed=5)
@@ -456,3 +458,18 @@ def test_check_says_whether_every_bound_image_is_there(
         assert len(expected) == len(got)
         for pattern, line in zip(expected, got, strict=True):
             assert re.search(pattern, line)
+
+
+@pytest.mark.parametrize("held", [OLD, PINNED])
+async def test_what_another_program_has_removed_is_back_before_anything_starts(host: Booted, held: Image) -> None:
+    """bootc's clean-up knows names only: the system that is booted again lost what its floating name meant then."""
+    host.record(OLD)
+    records = Records(host.settings.paths.state / "records")
+    assert not await protection_of(host.settings, host.store).protect(records.load_all().values())
+    put(host.store, NEW, f"{WEB}:stable")
+    podman_remove(host.store, held.image_id)
+    assert host.store.index().image_with_digest(WEB if held is OLD else AGENT, held.digest) is None
+    # Of its own: activation runs in an event loop that it makes.
+    assert await asyncio.to_thread(host.activate) == 0
+    assert stored(host.store, f"{WEB}:stable").digest == OLD.digest
+    assert stored(host.store, f"{AGENT}@{PINNED.digest}").id == PINNED.image_id

@@ -18,6 +18,7 @@ from typing import TextIO
 
 from lashd.running.booted import Booted, check, look
 from lashd.steps.names import Digests, digests_of, give_names, moves, wrong_names
+from lashd.steps.protect import protection_of
 from lashd.things import bars
 from lashd.things.store import Store
 from lashd.words import files
@@ -44,7 +45,7 @@ def in_order(settings: Settings, booted: Booted) -> bool:
     digests = digests_of(booted.record)
     bound, store = booted.found.images, booted.store
     try:
-        if moves(store.index(), bound, digests):
+        if moves(store.index(), bound, digests) or protection_of(settings, store).lost(booted.record):
             return False
     except LashdError:
         return False
@@ -68,6 +69,9 @@ async def activate(settings: Settings, booted: Booted) -> dict[str, str]:
     before = restarts.meanings(bound, store)
     problem = ""
     try:
+        async with asyncio.timeout(LIMIT_SECONDS):
+            for sentence in await protection_of(settings, store).bring_back(booted.record):
+                _say(_INFO, sentence)
         wanted = moves(store.index(), bound, digests)
         if wanted:
             settings.paths.run.mkdir(parents=True, exist_ok=True)

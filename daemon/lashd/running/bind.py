@@ -16,6 +16,7 @@ from lashd.steps.discover import discover
 from lashd.steps.names import Digests, digests_of, give_names, held_names, name_in_store
 from lashd.steps.plan import plan as make_plan
 from lashd.steps.plan import require_resolved, require_space
+from lashd.steps.protect import protection_of
 from lashd.steps.record import Records
 from lashd.steps.verify import mend, repair, verify
 from lashd.things.host import HostBackend
@@ -70,6 +71,7 @@ class Binder:
         report(StageStarted(Stage.DISCOVER))
         found = await asyncio.to_thread(discover, deployment.root, deployment.merges)
         record = self.records.get(deployment.key)
+        back = await self._brought_back(record)
         if known_only:
             found = Discovery(tuple(image for image in found.images if is_known(image, record)), found.bad)
         before, doubts = restarts.meanings(found.images, self.store), self.records.doubts()
@@ -82,7 +84,7 @@ class Binder:
             plan, images, _ = await self._fetch(found, record, held, report, ask=ask, last=True)
             changed = True
         assert images is not None
-        changed |= await give_names(self.store, found.images, digests_of(plan), held)
+        changed |= back | await give_names(self.store, found.images, digests_of(plan), held)
         if Role.BOOTED in deployment.roles:
             for sentence in restarts.note(self.settings, before, restarts.meanings(found.images, self.store)):
                 log.warning("%s", sentence)
@@ -147,6 +149,17 @@ class Binder:
             log.warning("%s", error.message)
             return plan, None, True
         return plan, images, bool(mended or plan.absent)
+
+    async def _brought_back(self, record: Record | None) -> bool:
+        """Whether what another program has removed of `record` came back without a registry, all of it or some."""
+        try:
+            back = await protection_of(self.settings, self.store).bring_back(record)
+        except LashdError as error:
+            log.debug("%s", error.message)  # of what is wrong with the store the plan will speak
+            return False
+        for sentence in back:
+            log.info("%s", sentence)
+        return bool(back)
 
     def _vouched(self) -> frozenset[str]:
         """Layers that need no reading: a record vouches for just the copies that are in the store."""

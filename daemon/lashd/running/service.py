@@ -22,6 +22,7 @@ from lashd.running.reboot_ways import Outlook
 from lashd.running.starting import ITSELF, Starter
 from lashd.running.view import View
 from lashd.running.walk import Walk, plan_facts
+from lashd.steps.protect import protection_of
 from lashd.steps.record import Records
 from lashd.steps.shutdowns import Shutdowns, boot_id
 from lashd.things.bootc.others import others
@@ -108,9 +109,18 @@ class Service(Reader):
                 asyncio.create_task(aftercare.run(), name="aftercare"),
                 asyncio.create_task(self._rebooter.run(), name="reboots"),
             ]
+            if self._backend.pruned:
+                self._tasks.append(asyncio.create_task(self._guard(), name="guard"))
         # It may be much, and nothing waits for it.
         self._tasks.append(asyncio.create_task(self._drop_set_aside(), name="layers set aside"))
         self._adoption.start(then=self._known)
+
+    async def _guard(self) -> None:
+        from lashd.running.guard import Guard  # on most hosts there is nothing to guard against
+
+        walk, directory = self._walk, self.settings.paths.state / "records"
+        protection = protection_of(self.settings, walk.store)
+        await Guard(protection, walk.records, directory, lambda: self.jobs.active is not None).run()
 
     async def _let_go(self) -> None:
         """Where nothing is to be held, a lock that a killed worker left on what it staged holds it for nobody."""

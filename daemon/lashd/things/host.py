@@ -53,6 +53,8 @@ class HostBackend(Protocol):
     """
 
     kind: str
+    # Whether somebody else than lashd removes images from the bound image store by rules of his own.
+    pruned: bool
 
     def deployments(self) -> tuple[Deployment, ...]:
         """In boot order, a staged one first. Read from files: no lock, no process; what cannot be read is left out."""

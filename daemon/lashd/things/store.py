@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lashd.things.store_index import (
@@ -184,6 +184,25 @@ class Store:
         from lashd.things import store_write
 
         await store_write.drop_set_aside(self)
+
+    async def anchor(self, image: StoredImage) -> bool:
+        """Let the layers of `image` stay when somebody else removes it; answers whether they do now.
+
+        Not of an image without layers, or of one whose layers the index does not know by their content. The anchor goes
+        with `remove_layer`, and then what it stands on, unless an image does.
+        """
+        from lashd.things import store_write
+
+        return await store_write.anchor(self, image)
+
+    async def bring_back(self, folder: Path, name: Reference, platform: Sequence[str] = ()) -> None:
+        """Let `name` mean again the image that `folder` (skopeo's `dir:`) describes and whose layers are here. Offline.
+
+        `platform` are skopeo's options that choose it from an index.
+        """
+        from lashd.things import store_write
+
+        await store_write.bring_back(self, folder, name, platform)
 
     async def sync(self) -> None:
         """Write back the store's filesystem: what is in the store now survives a power cut."""

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -43,6 +43,11 @@ class StoredLayer:
     toc_digest: str | None
     incomplete: bool
     created: str = ""
+
+    @property
+    def anchors(self) -> bool:
+        """Whether it is none of an image's, but one that keeps the layer below it (`StoreIndex.anchored`)."""
+        return self.uncompressed_digest == ANCHOR and not self.incomplete
 
     @property
     def arrived(self) -> float | None:
@@ -151,6 +156,10 @@ class StoreIndex:
             if layer.id not in used and layer.id not in parents and layer_ids & set(self.known_chain(layer.id))
         )
 
+    def anchored(self) -> frozenset[str]:
+        """Ids of the layers on which an anchor stands: with all below them they stay when their images are removed."""
+        return frozenset(layer.parent for layer in self.layers.values() if layer.anchors and layer.parent)
+
     def made_up(self, image: StoredImage) -> bool:
         """Whether `image` is one that the store's writer made up (`made_up_config`), and could not remove any more."""
         config = made_up_config(self.chain(image) or ())
@@ -168,7 +177,11 @@ class StoreIndex:
 
 def made_up_config(chain: Iterable[StoredLayer]) -> bytes:
     """The configuration of an image made of just these layers, topmost first, in order to be removed with them."""
-    diff_ids = [layer.uncompressed_digest for layer in reversed(tuple(chain))]
+    return config_of([layer.uncompressed_digest for layer in reversed(tuple(chain))])
+
+
+def config_of(diff_ids: Sequence[str | None]) -> bytes:
+    """The configuration of an image of layers with these uncompressed digests, the lowest first."""
     config = {"architecture": "unknown", "os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids}}
     return json.dumps(config).encode()
 
@@ -179,6 +192,9 @@ NOTHING = made_up_config(())
 NOTHING_ID = hashlib.sha256(NOTHING).hexdigest()
 
 EMPTY = StoreIndex()
+
+# The content (uncompressed digest) of a layer that `things/anchors.py` puts on top of what must stay.
+ANCHOR = "sha256:2f852bfa20edeccd2d032aa3faa3ae18840e615b13387d277115db2bed0fa23f"
 
 
 class _Image(Struct, frozen=True):

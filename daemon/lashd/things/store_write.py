@@ -8,8 +8,10 @@ here edits the index by hand: what skopeo has no word for is put in words that i
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lashd.things.failures import explain
-from lashd.things.store_index import NOTHING, NOTHING_ID, DamagedIndex, StoredImage, StoredLayer, made_up_config
+from lashd.things.store_index import (
+    ANCHOR,
+    NOTHING,
+    NOTHING_ID,
+    DamagedIndex,
+    StoredImage,
+    StoredLayer,
+    config_of,
+    made_up_config,
+)
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.reference import Reference
 from lashd.words.run import Completed, run, writable
@@ -45,6 +56,9 @@ _ACCEPT = [{"type": "insecureAcceptAnything"}]
 _MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 _CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 _LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
+
+# A layer that nobody has.
+_NOWHERE = f"sha256:{'0' * 64}"
 
 
 async def ensure(store: Store) -> None:
@@ -151,6 +165,51 @@ async def drop_set_aside(store: Store) -> None:
         _check(await run(argv, timeout=_TIMEOUT_SECONDS), f"Cleaning up the bound image store {store.root}")
 
 
+async def anchor(store: Store, image: StoredImage) -> bool:
+    """skopeo makes images only. So one is made of the image's layers, the anchor, and a last layer that is nowhere: all
+    but that is finished, and what was finished stays."""
+    index = store.index()
+    chain = index.chain(image)
+    if not chain or not all(layer.uncompressed_digest for layer in chain):
+        return False
+    if chain[0].id in index.anchored():
+        return True
+    blobs = [*_blobs(chain), (ANCHOR, len(_anchor())), (_NOWHERE, 1)]
+    diff_ids = [layer.uncompressed_digest for layer in reversed(chain)]
+    config = config_of([*diff_ids, ANCHOR, _NOWHERE])
+    with _made_up(config, blobs, [_anchor()]) as folder, _policy({"dir": {"": _ACCEPT}}) as policy:
+        name = store.spec(f"@{hashlib.sha256(config).hexdigest()}")
+        done = await _skopeo(
+            store, ["--policy", policy.path, "copy", "--quiet", f"dir:{folder}", name], policy.descriptors
+        )
+    if chain[0].id not in store.index().anchored():
+        _check(done, f"Keeping the layers of {image.names[0] if image.names else image.id} in the bound image store")
+        return False
+    return True
+
+
+async def bring_back(store: Store, folder: Path, name: Reference, platform: Sequence[str]) -> None:
+    with _policy({"dir": {"": _ACCEPT}}) as policy:
+        copy = [*platform, "--policy", policy.path, "copy", "--quiet", f"dir:{folder}", store.spec(str(name))]
+        done = await _skopeo(store, copy, policy.descriptors)
+    _check(done, f"Bringing back {name}, whose layers are in the bound image store")
+
+
+def _anchor() -> bytes:
+    """The archive that `ANCHOR` is the digest of: one empty file."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo(".lashd-anchor"))
+    return content.getvalue()
+
+
+def _blobs(chain: Sequence[StoredLayer]) -> list[tuple[str, int]]:
+    """The layers of `chain` (topmost first) as a manifest lists them: what the index has by them is not fetched."""
+    return [
+        (str(layer.compressed_digest or layer.uncompressed_digest), layer.compressed_size) for layer in reversed(chain)
+    ]
+
+
 async def _remove_orphan(store: Store, top: StoredLayer) -> None:
     """Remove `top` and what it stands on, as far as nothing else does.
 
@@ -166,10 +225,7 @@ async def _remove_orphan(store: Store, top: StoredLayer) -> None:
             f"index does not say what it stands on; remove the store, and run 'lashctl bind'.",
         )
     config = made_up_config(chain)
-    blobs = [
-        (str(layer.compressed_digest or layer.uncompressed_digest), layer.compressed_size) for layer in reversed(chain)
-    ]
-    with _made_up(config, blobs) as folder, _policy({"dir": {"": _ACCEPT}}) as policy:
+    with _made_up(config, _blobs(chain)) as folder, _policy({"dir": {"": _ACCEPT}}) as policy:
         config_id = hashlib.sha256(config).hexdigest()
         copy = ["--policy", policy.path, "copy", "--quiet", f"dir:{folder}", store.spec(f"@{config_id}")]
         done = await _skopeo(store, copy, policy.descriptors)
@@ -179,8 +235,11 @@ async def _remove_orphan(store: Store, top: StoredLayer) -> None:
 
 
 @contextmanager
-def _made_up(config: bytes, blobs: Sequence[tuple[str, int]]) -> Iterator[str]:
-    """A directory that skopeo takes for an image with this configuration and these layers (digest, size)."""
+def _made_up(config: bytes, blobs: Sequence[tuple[str, int]], present: Sequence[bytes] = ()) -> Iterator[str]:
+    """A directory that skopeo takes for an image with this configuration and these layers (digest, size).
+
+    Of them only the content of those that are `present` is in it.
+    """
     config_id = hashlib.sha256(config).hexdigest()
     manifest = {
         "schemaVersion": 2,
@@ -191,7 +250,8 @@ def _made_up(config: bytes, blobs: Sequence[tuple[str, int]]) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="lashd-") as folder:
         Path(folder, "version").write_text("Directory Transport Version: 1.1\n")
         Path(folder, "manifest.json").write_text(json.dumps(manifest))
-        Path(folder, config_id).write_bytes(config)
+        for content in (config, *present):
+            Path(folder, hashlib.sha256(content).hexdigest()).write_bytes(content)
         yield folder
 
 

@@ -37,6 +37,7 @@ class BootcBackend(OstreeBackend):
     """See HostBackend. Raises UnsupportedHost when there is no ostree sysroot."""
 
     kind = "bootc"
+    pruned = True
 
     def __init__(self, settings: Settings, open_proxy: OpenProxy | None = None) -> None:
         super().__init__(settings, open_proxy)

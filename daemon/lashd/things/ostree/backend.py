@@ -38,6 +38,7 @@ class OstreeBackend:
     """See HostBackend. Raises UnsupportedHost when there is no ostree sysroot."""
 
     kind = "ostree"
+    pruned = False
 
     def __init__(self, settings: Settings, open_proxy: OpenProxy | None = None) -> None:
         self._settings = settings
