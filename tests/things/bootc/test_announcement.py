@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lashd.things.bootc.announcement import settle
+from lashd.things.bootc.announcement import announce, settle
 from lashd.words.config import Settings, settings_from
 
 OURS = "bootc: Reboot required for image: sha256:1"
@@ -67,3 +67,11 @@ def test_anybody_elses_stays(settings: Settings, note: Path) -> None:
     os.mkfifo(note)
     settle(settings, staged=True, held=True)
     assert note.exists()
+
+
+def test_what_lashd_has_staged_itself_is_announced_like_bootcs(settings: Settings, note: Path) -> None:
+    announce(settings, "sha256:2")
+    settle(settings, staged=True, held=True)
+    assert not note.exists()
+    settle(settings, staged=True, held=False)
+    assert note.read_text() == "bootc: Reboot required for image: sha256:2"

@@ -35,6 +35,13 @@ def settle(settings: Settings, *, staged: bool, held: bool) -> None:
             aside.rename(note)
 
 
+def announce(settings: Settings, digest: str | None) -> None:
+    """Say it of what lashd has staged without bootc; it is seen once that is not held. Raises OSError."""
+    settings.paths.run.mkdir(parents=True, exist_ok=True)
+    aside = settings.paths.run / "reboot-required"
+    files.write_durably(aside, _OF_BOOTC + f"Reboot required for image: {digest or 'unknown'}".encode())
+
+
 def _is_of_bootc(note: Path) -> bool:
     try:
         return files.read_small(note, _LIMIT).startswith(_OF_BOOTC)

@@ -11,8 +11,10 @@ it away, but leaves the file.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
+from lashd.things.bootc.announcement import announce
 from lashd.things.bootc.driver import Driver
 from lashd.things.host import Fetched
 from lashd.things.ostree.backend import OstreeBackend
@@ -20,7 +22,7 @@ from lashd.things.ostree.fetch import OpenProxy
 from lashd.things.ostree.lockfile import STAGING, Lock, read_lock, remove_lock, write_lock
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
-from lashd.words.model import Deployment, HostImage, Role
+from lashd.words.model import Deployment, HostImage, Owed, Role
 from lashd.words.progress import Event, Report
 
 log = logging.getLogger(__name__)
@@ -76,7 +78,10 @@ class BootcBackend(OstreeBackend):
         if staged is not None and staged.checksum == fetched.checksum:
             await self.hold(staged)
             return self._by_key(staged.key)
-        return await super().stage(fetched, image)
+        return self._announced(await super().stage(fetched, image))
+
+    async def restage(self, owed: Owed, report: Report) -> Deployment:
+        return self._announced(await super().restage(owed, report))
 
     async def release(self, deployment: Deployment) -> None:
         await self._cleaned_up()
@@ -104,6 +109,12 @@ class BootcBackend(OstreeBackend):
         await super().recover()
 
     # ---- inner ----
+
+    def _announced(self, staged: Deployment) -> Deployment:
+        """Who waits for bootc's word that a reboot is worth it gets it for what bootc has not staged, too."""
+        with contextlib.suppress(OSError):
+            announce(self._settings, staged.digest)
+        return staged
 
     async def _cleaned_up(self) -> None:
         """Wait for a bootc of ours that has staged: it holds the sysroot's lock for as long as it cleans up."""
