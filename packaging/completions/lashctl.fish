@@ -5,7 +5,7 @@ function __lashctl_jobs
     lashctl jobs 2>/dev/null | string match -rg '^(\d+)\s'
 end
 
-set -l commands status list plan upgrade bind rollback verify collect discard hold release reboot jobs monitor
+set -l commands status list plan upgrade switch bind rollback verify collect discard hold release reboot jobs monitor
 set -l none "not __fish_seen_subcommand_from $commands"
 
 complete -c lashctl -f
@@ -16,6 +16,7 @@ complete -c lashctl -n $none -a status -d 'what is booted, what comes next, what
 complete -c lashctl -n $none -a list -d 'bound images of a deployment'
 complete -c lashctl -n $none -a plan -d 'what an upgrade or a bind would fetch'
 complete -c lashctl -n $none -a upgrade -d 'fetch and stage the newest host image'
+complete -c lashctl -n $none -a switch -d 'follow another host image'
 complete -c lashctl -n $none -a bind -d 'fetch what is missing'
 complete -c lashctl -n $none -a rollback -d 'make the rollback deployment the next boot'
 complete -c lashctl -n $none -a verify -d 'compare the store with what is recorded'
@@ -29,8 +30,8 @@ complete -c lashctl -n $none -a monitor -d 'watch what happens'
 complete -c lashctl -n '__fish_seen_subcommand_from list' -x -l deployment -a 'booted staged rollback all'
 complete -c lashctl -n '__fish_seen_subcommand_from plan' -x -l deployment -a 'booted staged rollback'
 complete -c lashctl -n '__fish_seen_subcommand_from plan' -a 'upgrade bind'
-complete -c lashctl -n '__fish_seen_subcommand_from upgrade' -x -l expected-digest -d 'refuse any other host image'
-complete -c lashctl -n '__fish_seen_subcommand_from upgrade' -x -l reboot -a 'when-ready window' -d 'once it is released'
+complete -c lashctl -n '__fish_seen_subcommand_from upgrade switch' -x -l expected-digest -d 'refuse any other host image'
+complete -c lashctl -n '__fish_seen_subcommand_from upgrade switch' -x -l reboot -a 'when-ready window' -d 'once it is released'
 complete -c lashctl -n '__fish_seen_subcommand_from verify' -a 'booted staged rollback'
 complete -c lashctl -n '__fish_seen_subcommand_from verify' -l deep -d 'read every layer again'
 complete -c lashctl -n '__fish_seen_subcommand_from collect' -l dry-run -d 'only say what would go'
@@ -39,8 +40,8 @@ complete -c lashctl -n '__fish_seen_subcommand_from reboot' -x -l when -a 'now r
 complete -c lashctl -n '__fish_seen_subcommand_from reboot' -l cancel -d 'take back a reboot that waits'
 complete -c lashctl -n '__fish_seen_subcommand_from bind' -a 'booted staged rollback'
 complete -c lashctl -n '__fish_seen_subcommand_from rollback' -l drop-staged -d 'although that drops the staged deployment'
-complete -c lashctl -n '__fish_seen_subcommand_from upgrade bind rollback collect discard reboot' -l no-wait -d 'return at once'
-complete -c lashctl -n '__fish_seen_subcommand_from upgrade bind rollback verify collect discard hold release reboot' -x -l reason -d 'kept with the job'
+complete -c lashctl -n '__fish_seen_subcommand_from upgrade switch bind rollback collect discard reboot' -l no-wait -d 'return at once'
+complete -c lashctl -n '__fish_seen_subcommand_from upgrade switch bind rollback verify collect discard hold release reboot' -x -l reason -d 'kept with the job'
 complete -c lashctl -n '__fish_seen_subcommand_from jobs' -a '(__lashctl_jobs)'
 complete -c lashctl -n '__fish_seen_subcommand_from jobs' -x -l follow -a '(__lashctl_jobs)' -d 'follow until it ends'
 complete -c lashctl -n '__fish_seen_subcommand_from jobs' -x -l cancel -a '(__lashctl_jobs)' -d 'cancel it'

@@ -84,6 +84,9 @@ class FakeService:
     def upgrade(self, options: Mapping[str, Any], initiator: Initiator) -> tuple[Job, bool]:
         return self.start("upgrade", options, initiator)
 
+    def switch(self, options: Mapping[str, Any], initiator: Initiator) -> tuple[Job, bool]:
+        return self.start("switch", options, initiator)
+
     def rollback(self, options: Mapping[str, Any], initiator: Initiator) -> tuple[Job, bool]:
         return self.start("rollback", options, initiator)
 

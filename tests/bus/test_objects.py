@@ -203,6 +203,19 @@ async def test_what_an_option_implies_needs_its_own_right(door, method, options,
     assert door.service.started == []
 
 
+async def test_switch_names_its_image_before_its_options(door) -> None:
+    await door.call("Switch", "sa{sv}", "docker://quay.io/edge/os", {"reboot": door.Variant("s", "no")})
+    ((kind, options, _),) = door.service.started
+    assert (kind, options) == ("switch", {"image": "quay.io/edge/os:latest", "reboot": "no"})
+    with pytest.raises(door.BusError) as caught:
+        await door.call("Switch", "sa{sv}", "os:next", {})
+    assert caught.value.name == f"{NAME}.Error.InvalidArgument"
+    call = ("busctl", "--address", door.address, "call", NAME, ROOT, f"{NAME}.Manager", "Switch", "sa{sv}")
+    refused = await run(*call, "quay.io/edge/os:1", "1", "reboot", "s", "window", uid=NOBODY)
+    assert "may not do this (switch, reboot)" in refused.stderr
+    assert len(door.service.started) == 1
+
+
 async def test_the_last_shutdown(door) -> None:
     assert await get(door, ROOT, "Manager", "LastShutdown") == {}
     said = {"result": "held", "deployment": "x.0", "time": 17, "reasons": [("missing", "It is missing.")]}

@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lashd.bus.options import LONGEST, METHODS, decode
+from lashd.bus.options import LONGEST, METHODS, decode, decode_image
 from lashd.words.errors import ErrorName, LashdError
 
 
@@ -91,3 +92,35 @@ def test_bad(method, given, says) -> None:
 def test_plain_values_or_invalid_argument(method, given) -> None:
     with contextlib.suppress(LashdError):
         assert decode(method, given) == {key: variant.value for key, variant in given.items()}
+
+
+@pytest.mark.parametrize(
+    ("text", "image"),
+    [
+        ("quay.io/edge/os:next", "quay.io/edge/os:next"),
+        ("docker://quay.io/edge/os", "quay.io/edge/os:latest"),
+        ("localhost:5000/os:1", "localhost:5000/os:1"),
+        (f"quay.io/edge/os:next@sha256:{'1' * 64}", f"quay.io/edge/os@sha256:{'1' * 64}"),
+    ],
+)
+def test_a_host_image(text: str, image: str) -> None:
+    assert decode_image("Switch", text) == image
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("os:next", "write it with its registry"),
+        ("edge/os:next", "write it with its registry"),
+        ("quay.io/Edge/os", "quay.io/Edge/os"),
+        ("oci:/srv/os", "does not name a registry"),
+        ("quay.io/edge/os\n--apply", "control characters"),
+        ("--apply", "--apply"),
+        ("", "Nothing was changed"),
+        ("quay.io/" + "o" * 600, "512 are allowed"),
+    ],
+)
+def test_no_host_image(text: str, says: str) -> None:
+    with pytest.raises(LashdError, match=re.escape(says)) as caught:
+        decode_image("Switch", text)
+    assert caught.value.name is ErrorName.INVALID_ARGUMENT

@@ -25,6 +25,7 @@ class Host:
     """A booted host that follows an image; `newest` is what its registry says."""
 
     kind = "ostree"
+    pruned = False
 
     def __init__(self, root: Path) -> None:
         image = HostImage("registry.example/os:1")

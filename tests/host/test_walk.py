@@ -17,6 +17,7 @@ from demo.images import Binding, Version
 from tests.host.conftest import HostImages, publish
 from tests.support.images import Link
 from tests.support.registry import Registry
+from tests.support.switching import NEXT, publish_next
 
 pytestmark = pytest.mark.host
 
@@ -106,6 +107,24 @@ def test_registry_away_and_forbidden_callers(host: Host, host_images: HostImages
     assert described(host)["state"] == "idle"
     host.reboot()
     assert version_of(host) == "1"
+
+
+def test_switched_to_another_image(host: Host, host_images: HostImages, host_registry: Registry) -> None:
+    """Held and bound as any other; what was followed before is followed until it runs, and again after a rollback."""
+    publish_next(host_registry, host_images.second)
+    answer = lashctl(host, "switch", "no/registry", status=2)
+    assert answer["error"]["name"] == "InvalidArgument"  # type: ignore[call-overload]
+    lashctl(host, "switch", NEXT)
+    lashctl(host, "switch", NEXT, status=77)
+    assert set(states(host, "staged").values()) == {"present"}
+    host.reboot()
+    assert version_of(host) == "2"
+    assert described(host)["deployments"][0]["image"] == NEXT
+    lashctl(host, "upgrade", status=77)
+    lashctl(host, "rollback")
+    host.reboot()
+    assert version_of(host) == "1"
+    assert described(host)["deployments"][0]["image"] == images.HOST_REFERENCE
 
 
 def test_bad_entry_is_never_released(host: Host, host_images: HostImages, host_registry: Registry) -> None:

@@ -12,7 +12,7 @@ from lashd.bus.authorise import Authority
 from lashd.bus.contract import BOUND_IMAGE, DEPLOYMENT, JOB, MANAGER, ROOT, contract
 from lashd.bus.journal import notify
 from lashd.bus.message import Settled
-from lashd.bus.options import DEFAULT_WAIT, Options, decode
+from lashd.bus.options import DEFAULT_WAIT, Options, decode, decode_image
 from lashd.bus.paths import deployment_path, image_path, job_path
 from lashd.bus.rows import to_row
 from lashd.bus.tree import Call, Export, Handler, Tree
@@ -38,6 +38,7 @@ class Service(Protocol):
     jobs: Jobs
 
     def upgrade(self, options: Options, initiator: Initiator) -> tuple[Job, bool]: ...
+    def switch(self, options: Options, initiator: Initiator) -> tuple[Job, bool]: ...
     def rollback(self, options: Options, initiator: Initiator) -> tuple[Job, bool]: ...
     def bind(self, options: Options, initiator: Initiator) -> tuple[Job, bool]: ...
     def plan(self, options: Options, initiator: Initiator) -> tuple[Job, bool]: ...
@@ -85,6 +86,7 @@ class Door:
         service = self._service
         return {
             "Upgrade": self._mutator("Upgrade", service.upgrade, "upgrade", {"reboot": "reboot"}),
+            "Switch": self._mutator("Switch", service.switch, "switch", {"reboot": "reboot"}),
             "Rollback": self._mutator("Rollback", service.rollback, "rollback", {"drop-staged": "discard"}),
             "Bind": self._mutator("Bind", service.bind, "bind"),
             "Plan": self._mutator("Plan", service.plan, "plan"),
@@ -109,10 +111,16 @@ class Door:
     def _mutator(
         self, method: str, start: Start, action: str, implied: Mapping[str, str] | None = None
     ) -> Callable[[Call], Awaitable[list[Any]]]:
-        """A method that starts a job. `implied`: an option that, when set, needs a further action."""
+        """A method that starts a job. `implied`: an option that, when set, needs a further action.
+
+        An image in front of the options is one of them to the service.
+        """
 
         async def handle(call: Call) -> list[Any]:
-            options = decode(method, call.body[0])
+            *image, given = call.body
+            options = decode(method, given)
+            if image:
+                options["image"] = decode_image(method, *image)
             actions = [action] + [more for key, more in (implied or {}).items() if options.get(key) not in NOT_IMPLIED]
             # Authorised first, and only then does the service look at the state and take the slot.
             initiator = await self._authority.authorise(call, *actions, name=options.get("initiator", ""))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lashd.words.errors import ErrorName, LashdError
-from lashd.words.reference import is_digest
+from lashd.words.reference import is_digest, parse_reference
 
 Options = dict[str, Any]
 
@@ -63,6 +63,7 @@ WHEN_REBOOT = ("no", "when-ready", "window")
 
 METHODS: dict[str, dict[str, Option]] = {
     "Upgrade": CHANGE | {"expected-digest": Option("s", _digest), "reboot": Option("s", _one_of(*WHEN_REBOOT))},
+    "Switch": CHANGE | {"expected-digest": Option("s", _digest), "reboot": Option("s", _one_of(*WHEN_REBOOT))},
     "Rollback": CHANGE | {"drop-staged": Option("b")},
     "Bind": CHANGE | {"deployment": Option("s", _not_empty)},
     "Plan": CHANGE | {"deployment": Option("s", _not_empty), "kind": Option("s", _one_of("bind", "upgrade"))},
@@ -100,6 +101,16 @@ def decode(method: str, given: Mapping[str, Any]) -> Options:
             raise _invalid(f"The option '{key}' of {method} {problem}")
         decoded[key] = value
     return decoded
+
+
+def decode_image(method: str, text: str) -> str:
+    """The host image that `text` names, normalised. Raises InvalidArgument."""
+    _check_text(method, "image", text)
+    try:
+        # Without aliases for short names: those are for containers, and what they stand for may change.
+        return str(parse_reference(text))
+    except LashdError as error:
+        raise _invalid(error.message.rstrip(".")) from error
 
 
 def _check_text(method: str, key: str, value: str) -> None:

@@ -59,17 +59,21 @@ def parser() -> argparse.ArgumentParser:
     made["plan"].add_argument(
         "--deployment", metavar="WHICH", help="plan for this one: staged (default, else booted), rollback, or a key"
     )
-    made["upgrade"].add_argument(
-        "--expected-digest", metavar="DIGEST", help="refuse any other host image than this (sha256:...)"
-    )
+    made["switch"].add_argument("image", metavar="IMAGE", help="with its registry: quay.io/edge/os:stable")
+    for name in ("upgrade", "switch"):
+        made[name].add_argument(
+            "--expected-digest", metavar="DIGEST", help="refuse any other host image than this (sha256:...)"
+        )
+        made[name].add_argument(
+            "--reboot",
+            choices=("when-ready", "window"),
+            help="reboot once it is released: at once, or in the next window",
+        )
     made["bind"].add_argument(
         "deployment", nargs="?", metavar="DEPLOYMENT", help="booted, staged (default), rollback, or a key"
     )
     made["rollback"].add_argument(
         "--drop-staged", action="store_true", help="go on although that drops the staged deployment"
-    )
-    made["upgrade"].add_argument(
-        "--reboot", choices=("when-ready", "window"), help="reboot once it is released: at once, or in the next window"
     )
     made["verify"].add_argument(
         "deployment", nargs="?", metavar="DEPLOYMENT", help="booted (default), staged, rollback, or a key"
@@ -90,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
     wish.add_argument("--cancel", action="store_true", help="take back a reboot that was asked for and still waits")
     for name in ("hold", "release", "verify"):
         made[name].add_argument("--reason", metavar="TEXT", help="why; kept for the record")
-    for name in ("upgrade", "bind", "rollback", "collect", "discard", "reboot"):
+    for name in ("upgrade", "switch", "bind", "rollback", "collect", "discard", "reboot"):
         made[name].add_argument("--no-wait", action="store_true", help="print the job and return at once")
         made[name].add_argument("--reason", metavar="TEXT", help="why; kept with the job")
     jobs = made["jobs"]

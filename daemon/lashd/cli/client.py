@@ -117,10 +117,11 @@ class Client:
             return remembered
         return jobs.read(path, _expect(dict, got, "the job"))
 
-    async def start(self, member: str, options: Options) -> str:
-        """Ask for a job; its object path. Options that are None are left out."""
-        given = _options({"initiator": "lashctl", **options})
-        path = str(_expect(str, await self._call(ROOT, MANAGER, member, "a{sv}", [given], ask=True), member))
+    async def start(self, member: str, options: Options, *before: str) -> str:
+        """Ask for a job; its object path. Options that are None are left out. `before`: what comes before them."""
+        given = [*before, _options({"initiator": "lashctl", **options})]
+        signature = "s" * len(before) + "a{sv}"
+        path = str(_expect(str, await self._call(ROOT, MANAGER, member, signature, given, ask=True), member))
         if not path.startswith(f"{ROOT}/job/"):
             raise odd_answer(f"{member} named no job")
         return path

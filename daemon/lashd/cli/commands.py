@@ -60,6 +60,16 @@ the host is up to date. {_JOB_NOTE}""",
   lashctl upgrade --expected-digest sha256:1f0c...
   lashctl upgrade --no-wait --json""",
     ),
+    "switch": Command(
+        "follow another host image",
+        f"""\
+Fetch and stage another host image, fetch every image that it binds, verify them, and only then let
+the next boot start it; later upgrades follow it then. Until that boot, and after a rollback, the
+host follows the image that it follows now. {_JOB_NOTE}""",
+        """\
+  lashctl switch quay.io/edge/os:next
+  lashctl switch quay.io/edge/os:next --reboot window""",
+    ),
     "bind": Command(
         "fetch what is missing of a deployment's bound images",
         f"""\

@@ -93,6 +93,7 @@ async def _run(parsed: Any) -> int:
         "jobs": look.jobs,
         "plan": walk.plan,
         "upgrade": walk.upgrade,
+        "switch": walk.switch,
         "bind": walk.bind,
         "rollback": walk.rollback,
         "verify": walk.verify,

@@ -19,6 +19,7 @@ from lashd.words.reference import is_digest
 
 _UNCHANGED = {
     "upgrade": "Nothing to do: the host is up to date.",
+    "switch": "Nothing to do: the host follows this image, and is up to date.",
     "bind": "Nothing to do: every bound image is present.",
     "rollback": "Nothing to do: the rollback deployment is the next boot already.",
     "plan": "Nothing to do: there is nothing to fetch.",
@@ -30,6 +31,7 @@ _UNCHANGED = {
 # What is left to do for whoever asked.
 _NEXT = {
     "upgrade": "Reboot to start it: systemctl reboot",
+    "switch": "Reboot to start it: systemctl reboot",
     "rollback": "Reboot to start it: systemctl reboot",
     "discard": "The host boots what it boots now.",
 }
@@ -43,13 +45,20 @@ _REBOOT = {
 
 
 async def upgrade(client: Client, arguments: Any) -> int:
+    return await _start(client, "Upgrade", _upgrade_options(arguments), arguments)
+
+
+async def switch(client: Client, arguments: Any) -> int:
+    return await _start(client, "Switch", _upgrade_options(arguments), arguments, arguments.image)
+
+
+def _upgrade_options(arguments: Any) -> Options:
     digest = arguments.expected_digest
     if digest is not None and not is_digest(digest):
         raise from_name(
             ErrorName.INVALID_ARGUMENT, f"'{digest}' is not a digest: it must be sha256: and 64 hexadecimal digits."
         )
-    options = {"expected-digest": digest, "reboot": arguments.reboot, "reason": arguments.reason}
-    return await _start(client, "Upgrade", options, arguments)
+    return {"expected-digest": digest, "reboot": arguments.reboot, "reason": arguments.reason}
 
 
 async def bind(client: Client, arguments: Any) -> int:
@@ -89,11 +98,11 @@ async def reboot(client: Client, arguments: Any) -> int:
     return await _start(client, "Reboot", {"when": when, "reason": arguments.reason}, arguments)
 
 
-async def _start(client: Client, member: str, options: Options, arguments: Any) -> int:
+async def _start(client: Client, member: str, options: Options, arguments: Any, *image: str) -> int:
     # Watched before the call, so that not even a job that ends at once is missed.
     async with client.watch() as feed:
         try:
-            path = await client.start(member, options)
+            path = await client.start(member, options, *image)
         except asyncio.CancelledError:
             print("Stopped before lashd had answered; 'lashctl jobs' shows whether it has begun.", file=sys.stderr)
             raise
@@ -151,7 +160,7 @@ def ended(job: Job, *, json: bool) -> int:
 
 
 def _unchanged(job: Job) -> str:
-    if job.kind == "upgrade" and job.details.get("staged") is True:
+    if job.kind in ("upgrade", "switch") and job.details.get("staged") is True:
         then = "" if values.text(job.details, "held") else "; reboot to start it: systemctl reboot"
         return f"Nothing to do: the newest host image is staged already{then}."
     return _UNCHANGED.get(job.kind, "Nothing to do.")
@@ -206,7 +215,7 @@ def failure_of(job: Job) -> Failure | None:
         job.error_name, job.error_message, job=job.id, retryable=retryable if isinstance(retryable, bool) else None
     )
     # By itself it lists the booted one.
-    which = values.text(job.options, "deployment") or ("staged" if job.kind in ("upgrade", "bind") else "")
+    which = values.text(job.options, "deployment") or ("staged" if job.kind in ("upgrade", "switch", "bind") else "")
     if which not in ("", "booted"):
         found.hint = found.hint.replace("'lashctl list'", f"'lashctl list --deployment {words.clean(which)}'")
     return found

@@ -37,7 +37,7 @@ TROUBLE_SECONDS = 1.0
 # The store changes with every layer of a pull; so often (seconds) it is looked at most.
 PAUSE_SECONDS = 0.05
 # Kinds of jobs that leave the staged deployment bound or not.
-_BINDS = ("bind", "upgrade", RESTAGE)
+_BINDS = ("bind", "upgrade", "switch", RESTAGE)
 
 
 class Hands(Protocol):

@@ -158,13 +158,20 @@ class Service(Reader):
 
     def upgrade(self, options: Options, initiator: Initiator) -> tuple[Job, bool]:
         """The whole walk. Details: `held`, why it stays held; `staged`, when the newest one was staged already."""
+        return self._upgrade("upgrade", options, initiator)
+
+    def switch(self, options: Options, initiator: Initiator) -> tuple[Job, bool]:
+        """As `upgrade`, to the host image `image` of the options, which the host follows then."""
+        return self._upgrade("switch", options, initiator)
+
+    def _upgrade(self, kind: str, options: Options, initiator: Initiator) -> tuple[Job, bool]:
         when = _WHEN_TO_REBOOT.get(options.get("reboot", "no"))
 
         async def work(job: Job) -> Outcome:
             if when is not None:
                 # Before hours of fetching, and not after them.
                 self._rebooter.require(when)
-            facts = await self._walk.upgrade(options.get("expected-digest"), job.report)
+            facts = await self._walk.upgrade(options.get("expected-digest"), job.report, to=options.get("image", ""))
             if when is not None and self._walk.deployment(Role.STAGED) is not None:
                 await self._rebooter.request(when, name=initiator.name, uid=initiator.uid)
             more: dict[str, Any] = {"held": held} if (held := self._walk.held_back()) else {}
@@ -172,7 +179,7 @@ class Service(Reader):
                 more["staged"] = True
             return Outcome(facts is not None, {**(facts or {}), **more})
 
-        return self._starter.start("upgrade", work, initiator, options)
+        return self._starter.start(kind, work, initiator, options)
 
     def rollback(self, options: Options, initiator: Initiator) -> tuple[Job, bool]:
         async def work(job: Job) -> Outcome:

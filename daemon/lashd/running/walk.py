@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lashd.running.bind import Binder, Bound
@@ -43,32 +43,35 @@ class Walk:
     def _binder(self) -> Binder:
         return Binder(self.backend, self.store, self.records, self.settings, self._passage)
 
-    async def upgrade(self, expected_digest: str | None, report: Report) -> Mapping[str, Any] | None:
-        """The whole walk for the host image that the host follows. None: nothing to do."""
-        followed = self._followed()
-        assert followed.image is not None
+    async def upgrade(self, expected_digest: str | None, report: Report, *, to: str = "") -> Mapping[str, Any] | None:
+        """The whole walk for the host image that the host follows, or to another one. None: nothing to do."""
+        image = self._followed().image
+        assert image is not None
+        if to:
+            # Under the policy for signatures that the present one is under.
+            image = replace(image, reference=to, transport="registry")
         report(StageStarted(Stage.STAGE))
-        newest = await self._newest(followed.image)
+        newest = await self._newest(image)
         if expected_digest and newest != expected_digest:
             raise LashdError(
                 ErrorName.DIGEST_MISMATCH,
-                f"The newest image of {followed.image.reference} is {newest}, not {expected_digest} as expected; "
+                f"The newest image of {image.reference} is {newest}, not {expected_digest} as expected; "
                 "nothing was changed. Look at the new image and ask again with its digest.",
             )
         staged = self.deployment(Role.STAGED)
-        if staged is None or staged.digest != newest:
+        if staged is None or (staged.digest, staged.image) != (newest, image):
             booted = self.deployment(Role.BOOTED)
-            if staged is None and booted is not None and booted.digest == newest:
+            if staged is None and booted is not None and (booted.digest, booted.image) == (newest, image):
                 return None
-            fetched = await self.backend.fetch(followed.image, expected_digest=newest, report=report)
-            staged = await self.backend.stage(fetched, followed.image)
+            fetched = await self.backend.fetch(image, expected_digest=newest, report=report)
+            staged = await self.backend.stage(fetched, image)
         elif self._passage.needs_no_release(staged) and self._passage.released(staged):
             return None
         bound = await self.bind(staged, report)
         return {
             "deployment": staged.key,
             "digest": newest,
-            "image": followed.image.reference,
+            "image": image.reference,
             **plan_facts(bound.plan),
         }
 

@@ -30,6 +30,11 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.05  # between two looks whether bootc has staged; a few stat(2)
 
 
+def _signed(image: HostImage) -> list[str]:
+    """What `bootc switch` is told so that the host's policy for signatures applies to what comes."""
+    return ["--enforce-container-sigpolicy"] if image.signature == "ostree-image-signed" else []
+
+
 def _tell_failure(upgrade: asyncio.Task[None]) -> None:
     if not upgrade.cancelled() and (error := upgrade.exception()) is not None:
         log.warning("bootc has staged the new system and failed afterwards: %s", error)
@@ -53,7 +58,7 @@ class BootcBackend(OstreeBackend):
 
         `by_digest` (what was lost is staged again) is nothing that bootc can do; lashd fetches that itself.
         """
-        if by_digest or not self._is_followed(image):
+        if by_digest or not (self._is_followed(image) or image.transport == "registry"):
             return await super().fetch(image, expected_digest=expected_digest, report=report, by_digest=by_digest)
         await self._cleaned_up()
         run = self._settings.paths.ostree_run
@@ -126,7 +131,9 @@ class BootcBackend(OstreeBackend):
 
         Raises what its words mean when it ends without having staged anything.
         """
-        subject = f"The upgrade to the newest {image.reference} by bootc"
+        followed = self._is_followed(image)
+        subject = f"The {'upgrade' if followed else 'switch'} to the newest {image.reference} by bootc"
+        argv = ["upgrade", "--quiet"] if followed else ["switch", "--quiet", *_signed(image), image.reference]
         # As bootc names it when it looks for it in the store of bound images.
         name = image.reference if image.transport == "registry" else f"{image.transport}:{image.reference}"
         listening = True
@@ -135,9 +142,7 @@ class BootcBackend(OstreeBackend):
             if listening:
                 report(event)
 
-        upgrade = asyncio.create_task(
-            self._driver.change(["upgrade", "--quiet"], subject, heard, image=name), name="bootc upgrade"
-        )
+        upgrade = asyncio.create_task(self._driver.change(argv, subject, heard, image=name), name="bootc upgrade")
         try:
             while not (await asyncio.wait([upgrade], timeout=_LOOK_SECONDS))[0] and not self._came(before):
                 pass
