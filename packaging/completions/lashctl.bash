@@ -22,11 +22,11 @@ _lashctl() {
         --reason | --expected-digest) return ;;
         *)
             case $command in
-                "") words="status list plan upgrade switch bind rollback verify collect discard hold release reboot jobs monitor --json --help --version" ;;
-                status | monitor) words="--json --help" ;;
+                "") words="status list check plan upgrade switch bind rollback verify collect discard hold release reboot jobs monitor --json --help --version" ;;
+                status | monitor | check) words="--json --help" ;;
                 list) words="--deployment --json --help" ;;
                 plan) words="upgrade bind --deployment --json --help" ;;
-                upgrade|switch) words="--expected-digest --reboot --no-wait --reason --json --help" ;;
+                upgrade | switch) words="--expected-digest --reboot --no-wait --reason --json --help" ;;
                 bind) words="booted staged rollback --no-wait --reason --json --help" ;;
                 rollback) words="--drop-staged --no-wait --reason --json --help" ;;
                 verify) words="booted staged rollback --deep --reason --json --help" ;;

@@ -5,7 +5,7 @@ function __lashctl_jobs
     lashctl jobs 2>/dev/null | string match -rg '^(\d+)\s'
 end
 
-set -l commands status list plan upgrade switch bind rollback verify collect discard hold release reboot jobs monitor
+set -l commands status list check plan upgrade switch bind rollback verify collect discard hold release reboot jobs monitor
 set -l none "not __fish_seen_subcommand_from $commands"
 
 complete -c lashctl -f
@@ -14,6 +14,7 @@ complete -c lashctl -l help -s h -d 'show help'
 complete -c lashctl -n $none -l version -d 'show the version'
 complete -c lashctl -n $none -a status -d 'what is booted, what comes next, what is missing'
 complete -c lashctl -n $none -a list -d 'bound images of a deployment'
+complete -c lashctl -n $none -a check -d 'is anything newer?'
 complete -c lashctl -n $none -a plan -d 'what an upgrade or a bind would fetch'
 complete -c lashctl -n $none -a upgrade -d 'fetch and stage the newest host image'
 complete -c lashctl -n $none -a switch -d 'follow another host image'

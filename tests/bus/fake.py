@@ -93,6 +93,9 @@ class FakeService:
     def bind(self, options: Mapping[str, Any], initiator: Initiator) -> tuple[Job, bool]:
         return self.start("bind", options, initiator)
 
+    def check(self, options: Mapping[str, Any], initiator: Initiator) -> tuple[Job, bool]:
+        return self.start("check", options, initiator)
+
     def plan(self, options: Mapping[str, Any], initiator: Initiator) -> tuple[Job, bool]:
         return self.start("plan", options, initiator)
 

@@ -134,7 +134,7 @@ class FakeLashd:
         self.on_cancel: Callable[[int], Any] = lambda number: None
 
     async def start(self) -> None:
-        jobs = ("Upgrade", "Rollback", "Bind", "Plan", "Verify", "Collect", "Discard", "Reboot")
+        jobs = ("Upgrade", "Switch", "Rollback", "Bind", "Check", "Plan", "Verify", "Collect", "Discard", "Reboot")
         handlers = {method: self._starter(method) for method in jobs}
         handlers |= {method: self._order(method) for method in ("Hold", "Release")}
         handlers |= {
@@ -183,7 +183,8 @@ class FakeLashd:
 
     def _starter(self, method: str) -> Callable[[Call], list[Any]]:
         def handle(call: Call) -> list[Any]:
-            options = decode(method, call.body[0])
+            *image, given = call.body
+            options = decode(method, given) | dict(zip(("image",), image, strict=False))
             self.asked.append((method, options, call.interactive))
             number = self.new_job(method.lower(), Options=dict(options))
             self.on_start(method, number)

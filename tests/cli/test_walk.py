@@ -110,6 +110,13 @@ async def test_json_tells_only_the_end(lashd: FakeLashd, lashctl: Lashctl) -> No
         (("bind", STAGED), "Bind", {"deployment": STAGED}),
         (("rollback",), "Rollback", {}),
         (("rollback", "--drop-staged"), "Rollback", {"drop-staged": True}),
+        (("check",), "Check", {}),
+        (("switch", "quay.io/edge/os:2"), "Switch", {"image": "quay.io/edge/os:2"}),
+        (
+            ("switch", "quay.io/edge/os", "--reboot", "window"),
+            "Switch",
+            {"image": "quay.io/edge/os", "reboot": "window"},
+        ),
         (("plan",), "Plan", {"kind": "upgrade"}),
         (("plan", "bind", "--deployment", "booted"), "Plan", {"kind": "bind", "deployment": "booted"}),
     ],
@@ -131,7 +138,7 @@ async def test_a_person_may_be_asked_for_a_password(lashd: FakeLashd, lashctl: L
     assert lashd.asked[0][2] is True
 
 
-@pytest.mark.parametrize("command", ["upgrade", "bind", "rollback", "plan"])
+@pytest.mark.parametrize("command", ["upgrade", "bind", "rollback", "plan", "check"])
 async def test_nothing_to_do(command: str, lashd: FakeLashd, lashctl: Lashctl) -> None:
     lashd.ends_with("unchanged", changed=False)
     ran = await lashctl(command)
@@ -217,6 +224,23 @@ async def test_a_plan_and_its_figures(lashd: FakeLashd, lashctl: Lashctl) -> Non
     assert "does not fit" in ran.err
     lashd.ends_with("unchanged", changed=False, **figures | {"bytes-to-fetch": 0, "images-to-fetch": 0})
     assert (await lashctl("plan")).status == 77
+
+
+async def test_what_is_newer(lashd: FakeLashd, lashctl: Lashctl) -> None:
+    host = {"newer": True, "newest": f"sha256:{'2' * 64}", "newest-version": "42", "newest-bytes": 48_100_000}
+    lashd.ends_with("unchanged", changed=False, deployment=STAGED, moved=[], unknown=[], **host)
+    ran = await lashctl("check")
+    assert ran.status == 0
+    assert "There is a newer host image: version 42, sha256:222222222222, 48.1 MB" in ran.out
+    assert "Newest" not in ran.out
+    moved = ["registry.example/web:1"]
+    lashd.ends_with("unchanged", changed=False, deployment=STAGED, newer=False, newest=DIGEST, moved=moved, unknown=[])
+    ran = await lashctl("check")
+    assert ran.status == 0
+    assert "There is no newer host image." in ran.out
+    assert "Moved: registry.example/web:1" in ran.out
+    lashd.ends_with("unchanged", changed=False, deployment=STAGED, newer=False, newest=DIGEST, moved=[], unknown=[])
+    assert (await lashctl("check")).status == 77
 
 
 async def test_no_wait(lashd: FakeLashd, lashctl: Lashctl) -> None:

@@ -112,6 +112,7 @@ def test_registry_away_and_forbidden_callers(host: Host, host_images: HostImages
 def test_switched_to_another_image(host: Host, host_images: HostImages, host_registry: Registry) -> None:
     """Held and bound as any other; what was followed before is followed until it runs, and again after a rollback."""
     publish_next(host_registry, host_images.second)
+    lashctl(host, "check", status=77)
     answer = lashctl(host, "switch", "no/registry", status=2)
     assert answer["error"]["name"] == "InvalidArgument"  # type: ignore[call-overload]
     lashctl(host, "switch", NEXT)
@@ -125,6 +126,13 @@ def test_switched_to_another_image(host: Host, host_images: HostImages, host_reg
     host.reboot()
     assert version_of(host) == "1"
     assert described(host)["deployments"][0]["image"] == images.HOST_REFERENCE
+    publish(host_registry, host_images.second)
+    checked = lashctl(host, "check")["job"]["details"]  # type: ignore[call-overload]
+    assert (checked["newer"], checked["newest"], checked["newest-version"]) == (
+        True,
+        host_images.second.image.digest,
+        "2",
+    )
 
 
 def test_bad_entry_is_never_released(host: Host, host_images: HostImages, host_registry: Registry) -> None:

@@ -66,6 +66,7 @@ METHODS: dict[str, dict[str, Option]] = {
     "Switch": CHANGE | {"expected-digest": Option("s", _digest), "reboot": Option("s", _one_of(*WHEN_REBOOT))},
     "Rollback": CHANGE | {"drop-staged": Option("b")},
     "Bind": CHANGE | {"deployment": Option("s", _not_empty)},
+    "Check": CHANGE,
     "Plan": CHANGE | {"deployment": Option("s", _not_empty), "kind": Option("s", _one_of("bind", "upgrade"))},
     "Verify": WHO | {"deployment": Option("s", _not_empty), "deep": Option("b")},
     "Collect": CHANGE | {"dry-run": Option("b")},

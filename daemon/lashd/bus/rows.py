@@ -68,6 +68,8 @@ KEYS: dict[str, str] = {
     "joined": "b",
     "retryable": "b",
     "newest": "s",
+    "moved": "as",
+    "unknown": "as",
     "newer": "b",
     "newest-version": "s",
     "newest-bytes": "t",

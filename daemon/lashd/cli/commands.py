@@ -39,6 +39,16 @@ the booted deployment unless told otherwise.""",
   lashctl list --deployment staged
   lashctl list --deployment all --json | jq '.[] | select(.state != "present")'""",
     ),
+    "check": Command(
+        "ask whether there is a newer host image, or newer bound images",
+        """\
+Ask the registries whether the image that this host follows is newer by now, and whether floating
+images that it binds have moved on, which an upgrade brings only with a newer host image. Nothing
+is changed, but asking with the host's credentials needs root. Ends with 77 when nothing is newer.""",
+        """\
+  lashctl check
+  lashctl check --json | jq .job.details.newer""",
+    ),
     "plan": Command(
         "show what an upgrade or a bind would fetch; changes nothing",
         """\

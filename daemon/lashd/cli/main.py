@@ -91,6 +91,7 @@ async def _run(parsed: Any) -> int:
         "status": look.status,
         "list": look.bound,
         "jobs": look.jobs,
+        "check": walk.check,
         "plan": walk.plan,
         "upgrade": walk.upgrade,
         "switch": walk.switch,

@@ -22,6 +22,7 @@ _UNCHANGED = {
     "switch": "Nothing to do: the host follows this image, and is up to date.",
     "bind": "Nothing to do: every bound image is present.",
     "rollback": "Nothing to do: the rollback deployment is the next boot already.",
+    "check": "Nothing to do: nothing is newer.",
     "plan": "Nothing to do: there is nothing to fetch.",
     "collect": "Nothing to do: everything in the store is needed.",
     "discard": "Nothing to do: nothing is staged.",
@@ -69,6 +70,10 @@ async def bind(client: Client, arguments: Any) -> int:
 async def rollback(client: Client, arguments: Any) -> int:
     options = {"drop-staged": arguments.drop_staged or None, "reason": arguments.reason}
     return await _start(client, "Rollback", options, arguments)
+
+
+async def check(client: Client, arguments: Any) -> int:
+    return await _start(client, "Check", {}, arguments)
 
 
 async def plan(client: Client, arguments: Any) -> int:
@@ -168,15 +173,13 @@ def _unchanged(job: Job) -> str:
 
 def _done(job: Job) -> str:
     if job.kind == "plan" and job.details.get("newer") is True:
-        facts = values.row(job.details)
-        version, size = words.clean(values.text(facts, "newest_version")), values.number(facts, "newest_bytes")
-        newest = f"version {version}, " if version else ""
-        newest += words.digest(values.text(facts, "newest"))
-        newest += f", {words.size(size)} with what is here of it already" if size else ""
         return (
-            f"There is a newer host image: {newest}. What it binds is known only once it was fetched, which 'lashctl "
-            "upgrade' does; the rest of this is about what is here."
+            f"{_newest(job)} What it binds is known only once it was fetched, which 'lashctl upgrade' does; the rest "
+            "of this is about what is here."
         )
+    if job.kind == "check":
+        newer = job.details.get("newer") is True
+        return f"{_newest(job)} 'lashctl upgrade' brings it." if newer else "There is no newer host image."
     if job.kind == "verify":
         return "Every image is as it was recorded."
     if job.kind == "collect" and job.result == "unchanged":
@@ -189,9 +192,19 @@ def _done(job: Job) -> str:
     return f"Done: {words.clean(job.title)}."
 
 
+def _newest(job: Job) -> str:
+    facts = values.row(job.details)
+    version, size = words.clean(values.text(facts, "newest_version")), values.number(facts, "newest_bytes")
+    newest = f"version {version}, " if version else ""
+    newest += words.digest(values.text(facts, "newest"))
+    newest += f", {words.size(size)} with what is here of it already" if size else ""
+    return f"There is a newer host image: {newest}."
+
+
 def _something_told(job: Job) -> bool:
     """What only looks never changes anything; whether there is something to do stands in its figures."""
     figures = {
+        "check": ("newer", "moved", "unknown"),
         "plan": ("bytes-to-fetch", "images-to-fetch", "newer"),
         "collect": ("images", "layers", "removed", "bytes-freed"),
     }

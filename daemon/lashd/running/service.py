@@ -242,6 +242,16 @@ class Service(Reader):
 
         return self.jobs.start("plan", work, initiator, options, slot=False)
 
+    def check(self, options: Options, initiator: Initiator) -> tuple[Job, bool]:
+        """Is there a newer host image, and have floating bound images moved on? Changes nothing."""
+
+        async def work(job: Job) -> Outcome:
+            job.report(StageStarted(Stage.PLAN))
+            facts = await self._walk.newest()
+            return Outcome(False, {**facts, **await self._walk.moved(self._default())})
+
+        return self.jobs.start("check", work, initiator, options, slot=False)
+
     def verify(self, options: Options, initiator: Initiator) -> tuple[Job, bool]:
         """Compare the store with what is recorded for a deployment."""
         deployment = self._one(options.get("deployment", Role.BOOTED.value))

@@ -157,6 +157,15 @@ class Walk:
                     facts |= {"newest-version": outline.version, "newest-bytes": outline.bytes}
         return facts
 
+    async def moved(self, deployment: Deployment) -> Mapping[str, Any]:
+        """Have floating images of `deployment` moved on in their registries since it was bound to them?"""
+        from lashd.steps.moved import moved  # asked for now and then
+
+        self.records.require()
+        found = await asyncio.to_thread(discover, deployment.root, deployment.merges)
+        now = await moved(found.images, self.records.get(deployment.key), self.settings)
+        return {"deployment": deployment.key, "moved": list(now.references), "unknown": list(now.unknown)}
+
     async def _newest(self, image: HostImage) -> str:
         """The digest that `image` means now; asked again a few times when that may help."""
         attempt = 1

@@ -174,6 +174,8 @@ def figures(job: Job) -> RenderableType:
             | {"newest", "newest_version", "newest_bytes"}
             | {key for key in _OF_NEWER if not values.number(source, key)}
         )
+    if job.kind == "check":
+        silent = silent | {"newest", "newest_version", "newest_bytes"}
     if job.kind == "reboot":
         silent = silent | {"state", "when"}
     table = facts()
