@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,56 @@ async def test_what_was_removed_is_back_as_it_was(store: Store, protection: Prot
     assert not await protection.bring_back(kept)
 
 
+async def test_every_digest_that_somebody_is_bound_to_is_back(store: Store, protection: Protection) -> None:
+    """One image of two indexes, because another one in them has changed; and one that was kept before it had any."""
+    later, others = build_index([ONE]), "quay.io/edge/other"
+    put(store, ONE, f"{others}@{ONE.digest}", f"{AGENT}@{ONE.digest}")
+    plain = [record(store, ONE), record(store, ONE, name=f"{others}@{ONE.digest}")]
+    await protection.protect(plain)
+    put(store, BOTH, f"{AGENT}@{BOTH.digest}")
+    put(store, later, f"{AGENT}@{later.digest}")
+    kept = [record(store, ONE, index, f"{AGENT}@{index.digest}") for index in (BOTH, later)] + plain
+    assert not await protection.protect(kept)
+    names = stored(store, f"{AGENT}@{ONE.digest}").names
+    podman_remove(store, ONE.image_id, "--force")
+    for each in kept:
+        await protection.bring_back(each)
+        assert not protection.lost(each)
+    assert {stored(store, name).id for name in names} == {ONE.image_id}
+
+
+async def test_an_image_whose_configuration_names_another_platform_is_back(
+    store: Store, protection: Protection
+) -> None:
+    crossed = build([SHARED], arch="s390x")
+    index = build_index([replace(crossed, arch=ONE.arch)])
+    put(store, index, f"{AGENT}@{index.digest}")
+    kept = record(store, crossed, index)
+    assert not await protection.protect([kept])
+    podman_remove(store, crossed.image_id)
+    assert await protection.bring_back(kept)
+
+
+async def test_an_image_without_layers_is_kept_too(store: Store, protection: Protection) -> None:
+    bare = build([])
+    put(store, bare, f"{AGENT}@{bare.digest}")
+    kept = record(store, bare)
+    assert not await protection.protect([kept])
+    podman_remove(store, bare.image_id)
+    assert await protection.bring_back(kept)
+
+
+async def test_what_is_to_be_left_alone_is(store: Store, protection: Protection) -> None:
+    put(store, ONE, f"{AGENT}@{ONE.digest}")
+    kept = record(store, ONE)
+    await protection.protect([kept], leave=lambda image_id: image_id == ONE.image_id)
+    assert not store.index().anchored()
+    await protection.protect([kept])
+    podman_remove(store, ONE.image_id)
+    assert not await protection.bring_back(kept, leave=lambda image_id: image_id == ONE.image_id)
+    assert protection.lost(kept)
+
+
 async def test_what_nobody_kept_is_not_brought_back(store: Store, protection: Protection) -> None:
     put(store, ONE, f"{AGENT}@{ONE.digest}")
     kept = record(store, ONE)
@@ -86,7 +138,7 @@ async def test_what_is_kept_of_others_is_given_up(store: Store, protection: Prot
     put(store, ONE, f"{AGENT}@{ONE.digest}")
     kept = record(store, ONE)
     await protection.protect([kept])
-    assert [path.name for path in protection.folder.iterdir()] == [ONE.image_id]
+    assert [path.name for path in protection.folder.iterdir()] == [ONE.digest.removeprefix("sha256:")]
     await protection.protect([])
     assert not list(protection.folder.iterdir())
 
@@ -96,7 +148,7 @@ async def test_what_is_described_wrongly_is_not_kept_and_said(store: Store, prot
     kept = record(store, ONE)
     for path in (store.root / "overlay-images" / ONE.image_id).iterdir():
         path.write_bytes(b"{}")
-    (problem,) = await protection.protect([kept])
+    (problem,) = (await protection.protect([kept])).values()
     assert "cannot be kept from other programs' clean-up" in problem
     podman_remove(store, ONE.image_id)
     assert not protection.lost(kept)
@@ -123,6 +175,9 @@ async def test_anchors_go_with_the_deployment(store: Store, protection: Protecti
     assert not what_goes(store.index(), bound, Standing(), now=far).layers
     gone = what_goes(store.index(), Kept(), Standing(), now=far).layers
     assert {layer.id for layer in gone} == set(store.index().layers)
+    # Records of deployments that are gone say of the layers, but not of the anchor, that nobody is about to bind them.
+    known = Kept(known=frozenset(kept.images[0].layers))
+    assert what_goes(store.index(), known, Standing(), now=time.time()).layers == gone
     for layer in gone:
         await store.remove_layer(layer)
     assert not store.index().layers

@@ -56,11 +56,13 @@ def layout(image: Image | Index, folder: Path) -> Path:
     return folder
 
 
-def podman_remove(store: Store, image_id: str) -> None:
+def podman_remove(store: Store, image_id: str, *more: str) -> None:
     """As bootc's clean-up does: podman's run directory is known to it as a descriptor only."""
     store.run_root.mkdir(exist_ok=True)
-    script = 'exec 3<"$0" && exec podman --root "$1" --runroot /proc/self/fd/3 --storage-driver overlay image rm "$2"'
-    argv = ["sh", "-c", script, str(store.run_root), str(store.root), image_id]
+    script = (
+        'exec 3<"$0" && exec podman --root "$1" --runroot /proc/self/fd/3 --storage-driver overlay image rm "${@:2}"'
+    )
+    argv = ["bash", "-c", script, str(store.run_root), str(store.root), *more, image_id]
     ended = subprocess.run(argv, env=environment(), capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
 

@@ -61,7 +61,7 @@ class Guard:
             for record in records:
                 for sentence in await self._protection.bring_back(record):
                     log.info("%s", sentence)
-            problems = frozenset(await self._protection.protect(records))
+            problems = frozenset((await self._protection.protect(records)).values())
         except (LashdError, OSError) as error:
             # Whoever binds next says what is wrong with them.
             log.debug("Nothing can be protected now: %s", error)

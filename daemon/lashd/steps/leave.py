@@ -193,8 +193,10 @@ class _Sorter:
             return f"It is used by {self._standing.layers[layer.id]}."
         if layer.id in self._kept.layers:
             return "It belongs to an image that a deployment is bound to."
-        if layer.anchors and layer.parent in self._kept.layers:
-            return "It keeps other programs from removing what a deployment is bound to."
+        if layer.anchors:
+            # Of no image, and so never a part of one that is on its way.
+            keeps = layer.parent in self._kept.layers
+            return "It keeps other programs from removing what a deployment is bound to." if keeps else ""
         arrived = self._now if layer.arrived is None else layer.arrived
         if self._came_for_owed(arrived):
             return self._for_owed

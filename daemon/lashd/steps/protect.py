@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,39 +28,51 @@ _MANIFEST = "manifest.json"
 _LIMIT = 64 * 1024 * 1024
 
 
+# Given an image's id: whether it is not to be touched.
+Leave = Callable[[str], bool]
+
+
+def _none(_image_id: str) -> bool:
+    return False
+
+
 class _Incomplete(Exception):
     """The store does not have all that describes an image, or not as its digests say."""
 
 
 @dataclass(frozen=True, slots=True)
 class Protection:
-    """`folder` has one directory for each image (id), as skopeo's `dir:` has it, without layers; it need not exist."""
+    """`folder` has one directory for each digest that an image is asked for by, of its manifest or of an index, as
+    skopeo's `dir:` has it, without layers; it need not exist."""
 
     store: Store
     folder: Path
 
-    async def protect(self, records: Iterable[Record]) -> tuple[str, ...]:
+    async def protect(self, records: Iterable[Record], *, leave: Leave = _none) -> Mapping[str, str]:
         """Keep what is in the store of the images of `records`; what is kept of any other image is given up.
 
-        Answers a sentence for each that cannot be kept: should it be removed, only a registry can bring it back.
-        Raises StoreDamaged when the index cannot be read. With nothing to do: some lstat(2), no process.
+        Answers image id → a sentence for each that cannot be kept: should it be removed, only a registry can bring it
+        back. Images (ids) that `leave` says yes of when it is their turn are left alone this time. Raises StoreDamaged
+        when the index cannot be read. With nothing to do: some lstat(2), no process.
         """
         import asyncio  # at boot nearly always nothing is lost, and nothing of this is needed
 
-        problems = []
-        wanted = {image.image_id: image for record in records for image in record.images}
+        problems = {}
+        wanted = {_asked_for(image): image for record in records for image in record.images}
         for image in wanted.values():
             stored = self._stored(image)
-            if stored is None:
+            if stored is None or leave(image.image_id):
                 continue
             try:
                 await asyncio.to_thread(self._save, image, stored)
-                if not await self.store.anchor(stored):
+                # An image without layers is described by its copy alone.
+                if stored.top_layer is not None and not await self.store.anchor(stored):
                     raise _Incomplete("the store does not know all of its layers by their content")
             except (LashdError, OSError, ValueError, _Incomplete) as error:
-                problems.append(f"{image.reference} cannot be kept from other programs' clean-up: {error}")
-        await asyncio.to_thread(self._give_up, frozenset(wanted))
-        return tuple(problems)
+                problems[image.image_id] = f"{image.reference} cannot be kept from other programs' clean-up: {error}"
+        names = {_hex(digest) for image in wanted.values() for digest in _digests(image)}
+        await asyncio.to_thread(self._give_up, frozenset(names))
+        return problems
 
     def lost(self, record: Record | None) -> tuple[RecordedImage, ...]:
         """The images of `record` that are not in the store any more, and can be brought back from here.
@@ -73,16 +85,18 @@ class Protection:
         return tuple(
             image
             for image in record.images
-            if self._stored(image) is None
+            if not self._is_whole(image)
             and all(layer in index.layers for layer in image.layers)
             and self.store.layers_on_disk(index.layers[layer] for layer in image.layers)
-            and (self.folder / image.image_id / _MANIFEST).exists()
+            and (digest := self._kept(image))
+            and not self._has(image, digest)
         )
 
-    async def bring_back(self, record: Record | None) -> tuple[str, ...]:
+    async def bring_back(self, record: Record | None, *, leave: Leave = _none) -> tuple[str, ...]:
         """Put what `record` has `lost` back into the store, without any network; a sentence for each that is back.
 
-        What does not come back is left to the registry, and the log says so. Raises StoreDamaged as `lost` does.
+        What does not come back is left to the registry, and the log says so. `leave` is as in `protect`. Raises
+        StoreDamaged as `lost` does.
         """
         lost = self.lost(record)
         if not lost:
@@ -91,16 +105,18 @@ class Protection:
 
         back = []
         for image in lost:
-            folder = self.folder / image.image_id
+            digest = self._kept(image)
+            if leave(image.image_id) or not digest:
+                continue
             reference = parse_reference(image.reference)
+            folder = self.folder / _hex(digest)
             try:
-                platform = await asyncio.to_thread(_platform, folder)
-                digest = (image.index_digest if platform else None) or image.digest
+                platform = await asyncio.to_thread(_platform, folder, image.digest) if digest != image.digest else ()
                 await self.store.bring_back(folder, reference.at(digest), platform)
             except (LashdError, OSError, ValueError) as error:
                 log.warning("%s was removed by another program and cannot be brought back: %s", reference, error)
                 continue
-            if self._stored(image) is not None:
+            if self._has(image, digest):
                 back.append(f"{reference.at(image.digest)} was removed by another program and is back.")
         if back:
             await self.store.sync()
@@ -111,15 +127,28 @@ class Protection:
     def _stored(self, image: RecordedImage) -> StoredImage | None:
         return self.store.index().image_with_digest(_repository(image).name, image.digest)
 
+    def _has(self, image: RecordedImage, digest: str) -> bool:
+        """Whether `image` is in the store, and found there by `digest`."""
+        stored = self._stored(image)
+        return stored is not None and digest in stored.digests
+
+    def _is_whole(self, image: RecordedImage) -> bool:
+        return all(self._has(image, digest) for digest in _digests(image))
+
+    def _kept(self, image: RecordedImage) -> str:
+        """The digest by which a copy of `image` is here, that of its index if there is one; empty without a copy."""
+        return next((each for each in _digests(image) if (self.folder / _hex(each) / _MANIFEST).exists()), "")
+
     def _save(self, image: RecordedImage, stored: StoredImage) -> None:
         """Raises OSError, ValueError, _Incomplete."""
-        target = self.folder / image.image_id
+        digest = next(each for each in _digests(image) if each in stored.digests)
+        target = self.folder / _hex(digest)
         if (target / _MANIFEST).exists():
             return
         import shutil
 
         content = self._content(image, stored)
-        partial = self.folder / f".{image.image_id}"
+        partial = self.folder / f".{_hex(digest)}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True, mode=0o700)
         for name, data in content.items():
@@ -165,18 +194,27 @@ def protection_of(settings: Settings, store: Store) -> Protection:
     return Protection(store, settings.paths.state / "images")
 
 
-def _platform(folder: Path) -> tuple[str, ...]:
-    """How skopeo is told which image of an index it is; nothing where there is no index. Raises OSError, ValueError."""
-    members = [path for path in folder.iterdir() if path.name.endswith(f".{_MANIFEST}")]
-    if not members:
-        return ()
+def _platform(folder: Path, digest: str) -> tuple[str, ...]:
+    """How skopeo is told that of the index in `folder` the image with `digest` is meant. Raises OSError, ValueError.
+
+    By the index's own word: the configuration of an image that was built on another machine may say something else.
+    """
     try:
-        config = json.loads(files.read_small(members[0], _LIMIT))["config"]["digest"]
-        parts = json.loads(files.read_small(folder / _hex(str(config)), _LIMIT))
+        entries = json.loads(files.read_small(folder / _MANIFEST, _LIMIT))["manifests"]
+        parts = next(entry["platform"] for entry in entries if entry["digest"] == digest)
         given = {"arch": parts["architecture"], "os": parts["os"], "variant": parts.get("variant")}
-    except (TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{folder} does not describe an image") from error
+    except (TypeError, KeyError, AttributeError, StopIteration, RecursionError) as error:
+        raise ValueError(f"the index in {folder} does not say for which platform {digest} is") from error
     return tuple(f"--override-{name}={value}" for name, value in given.items() if value)
+
+
+def _digests(image: RecordedImage) -> tuple[str, ...]:
+    """What `image` may be asked for by: the digest of its index, if it came from one, before that of its manifest."""
+    return tuple(digest for digest in (image.index_digest, image.digest) if digest)
+
+
+def _asked_for(image: RecordedImage) -> tuple[str, ...]:
+    return _repository(image).name, *_digests(image)
 
 
 def _repository(image: RecordedImage) -> Reference:
