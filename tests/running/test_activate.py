@@ -10,6 +10,7 @@ import re
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -473,3 +474,20 @@ async def test_what_another_program_has_removed_is_back_before_anything_starts(h
     assert await asyncio.to_thread(host.activate) == 0
     assert stored(host.store, f"{WEB}:stable").digest == OLD.digest
     assert stored(host.store, f"{AGENT}@{PINNED.digest}").id == PINNED.image_id
+
+
+async def test_what_cannot_be_brought_back_in_time_keeps_no_other_name_waiting(
+    host: Booted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.record(OLD)
+    records = Records(host.settings.paths.state / "records")
+    assert not await protection_of(host.settings, host.store).protect(records.load_all().values())
+    put(host.store, OLD, f"{WEB}@{OLD.digest}")
+    put(host.store, NEW, f"{WEB}:stable")
+    podman_remove(host.store, PINNED.image_id)
+    host.skopeo('case "$*" in *dir:*) exec sleep 60 ;; *) exec skopeo "$@" ;; esac')
+    monkeypatch.setattr(activation, "LIMIT_SECONDS", 6.0)
+    before = time.monotonic()
+    assert await asyncio.to_thread(host.activate) == 0
+    assert stored(host.store, f"{WEB}:stable").digest == OLD.digest
+    assert time.monotonic() - before < 6.5

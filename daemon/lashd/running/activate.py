@@ -68,14 +68,17 @@ async def activate(settings: Settings, booted: Booted) -> dict[str, str]:
 
     before = restarts.meanings(bound, store)
     problem = ""
-    try:
-        async with asyncio.timeout(LIMIT_SECONDS):
+    end = asyncio.get_running_loop().time() + LIMIT_SECONDS
+    # Half of the time at most, and whatever becomes of it: names of images that are there must not wait for others.
+    with contextlib.suppress(LashdError, TimeoutError):
+        async with asyncio.timeout(LIMIT_SECONDS / 2):
             for sentence in await protection_of(settings, store).bring_back(booted.record):
                 _say(_INFO, sentence)
+    try:
         wanted = moves(store.index(), bound, digests)
         if wanted:
             settings.paths.run.mkdir(parents=True, exist_ok=True)
-            async with asyncio.timeout(LIMIT_SECONDS):
+            async with asyncio.timeout_at(end):
                 await give_names(store, bound, digests)
             for move in wanted:
                 _say(_INFO, f"{move.name} now means {move.source.digest}, which this deployment is bound to.")
