@@ -38,10 +38,13 @@ test: need-root setup ## all tests
 bench: need-root setup ## ratios against bootc's way, written to build/bench.json
 	$(PYTHON) -m tests.bench
 
+writers: need-root setup ## lashd, podman, bootc's podman and skopeo write one store at once, 50 rounds
+	$(PYTHON) -m tests.bench writers
+
 faults: need-root setup ## faults on booted hosts, many times each, about an hour; RUNS=20 JOBS=2, see docs/faults.md
 	$(PYTHON) -m tests.faults --runs $(or $(RUNS),20) --jobs $(or $(JOBS),2)
 
 mutants: need-root setup ## each safeguard taken out in a copy: a test must turn red; JOBS=2
 	$(PYTHON) -m tests.faults.mutants --jobs $(or $(JOBS),2)
 
-.PHONY: help setup need-root demo demo-shell demo-stop lint test bench faults mutants
+.PHONY: help setup need-root demo demo-shell demo-stop lint test bench writers faults mutants

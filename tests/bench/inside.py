@@ -44,13 +44,30 @@ class NoHost:
         return ()
 
 
+def write_deployment(name: str, images: list[str]) -> Any:
+    """A deployment called `name` whose root binds `images`, each by an .image unit; it may be there already."""
+    from lashd.words.model import Deployment
+
+    root = BASE / "roots" / name
+    links = root / "usr/lib/bootc/bound-images.d"
+    units = root / "usr/share/containers/systemd"
+    for directory in (links, units):
+        directory.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(images):
+        unit = units / f"app{number}.image"
+        unit.write_text(f"[Image]\nImage={image}\nPolicy=missing\n")
+        link = links / unit.name
+        if not link.is_symlink():
+            link.symlink_to(f"/usr/share/containers/systemd/{unit.name}")
+    return Deployment("os", name, 0, root)
+
+
 async def by_lashd(request: dict[str, Any]) -> dict[str, Any]:
     from lashd.running.walk import Walk
     from lashd.steps.record import Records
     from lashd.things.store import Store
     from lashd.words import run
     from lashd.words.config import settings_from
-    from lashd.words.model import Deployment
     from lashd.words.progress import ignore
 
     settings = settings_from(
@@ -60,21 +77,12 @@ async def by_lashd(request: dict[str, Any]) -> dict[str, Any]:
             "pull": request.get("pull", {}),
         }
     )
-    root = BASE / "roots" / request["run"]
-    links = root / "usr/lib/bootc/bound-images.d"
-    units = root / "usr/share/containers/systemd"
-    for directory in (links, units, settings.paths.state / "records", Path("/run/lashd"), settings.host.sysroot):
+    for directory in (settings.paths.state / "records", Path("/run/lashd"), settings.host.sysroot):
         directory.mkdir(parents=True, exist_ok=True)
-    for number, image in enumerate(request["images"]):
-        unit = units / f"app{number}.image"
-        unit.write_text(f"[Image]\nImage={image}\nPolicy=missing\n")
-        link = links / unit.name
-        if not link.is_symlink():
-            link.symlink_to(f"/usr/share/containers/systemd/{unit.name}")
+    deployment = write_deployment(request["run"], request["images"])
     store = Store(settings.store, settings.store_run, settings.host.sysroot)
     await store.ensure()
     walk = Walk(NoHost(), store, Records(settings.paths.state / "records"), settings)  # type: ignore[arg-type]
-    deployment = Deployment("os", request["run"], 0, root)
 
     processes, create = 0, asyncio.create_subprocess_exec
 
