@@ -38,6 +38,9 @@ test: need-root setup ## all tests
 bench: need-root setup ## ratios against bootc's way, written to build/bench.json
 	$(PYTHON) -m tests.bench
 
+bootc: need-root setup ## bootc's faults, alone and with lashd: the tables of docs/bootc.md, with what their tests came to
+	$(PYTHON) -m tests.host.bootc
+
 writers: need-root setup ## lashd, podman, bootc's podman and skopeo write one store at once, 50 rounds
 	$(PYTHON) -m tests.bench writers
 
@@ -47,4 +50,4 @@ faults: need-root setup ## faults on booted hosts, many times each, about an hou
 mutants: need-root setup ## each safeguard taken out in a copy: a test must turn red; JOBS=2
 	$(PYTHON) -m tests.faults.mutants --jobs $(or $(JOBS),2)
 
-.PHONY: help setup need-root demo demo-shell demo-stop lint test bench writers faults mutants
+.PHONY: help setup need-root demo demo-shell demo-stop lint test bench bootc writers faults mutants
