@@ -147,10 +147,10 @@ class Bootc:
     def status(self) -> None:
         """[3.1]"""
         found = nothing()
-        deployments = list(self.sysroot.get_deployments())
         staged = self.sysroot.get_staged_deployment()
-        _, rollback = self.sysroot.query_deployments_for(None)
-        order = [one for one in deployments if not one.is_staged()]
+        order = [one for one in self.sysroot.get_deployments() if not one.is_staged()]
+        rollback = next((one for one in order if not same(one, self.booted)), None)
+        # The rollback goes before what is booted.
         queued = rollback is not None and same(order[0], rollback)
         found["status"] |= {
             "type": "bootcHost",
@@ -179,7 +179,7 @@ class Bootc:
             self.apply()
             return
         if options.check:
-            digest = skopeo_digest(image)
+            digest = skopeo_inspect(image, "--format={{.Digest}}")
             if digest == self.digest(self.booted):
                 print(f"No changes in: {image}")
             else:
@@ -209,9 +209,8 @@ class Bootc:
 
     def rollback(self) -> None:
         """[2.3] What is staged goes without a word; done twice it is undone."""
-        _, rollback = self.sysroot.query_deployments_for(None)
         order = [one for one in self.sysroot.get_deployments() if not one.is_staged()]
-        if rollback is None and len(order) < 2:
+        if len(order) < 2:
             raise Failed("Rolling back: No rollback available")
         order[0], order[1] = order[1], order[0]
         self.sysroot.write_deployments(order, None)
@@ -239,11 +238,13 @@ class Bootc:
     def pull(self, image: str) -> tuple[str, str]:
         """[2.2.4] The host image into ostree; (commit, digest)."""
         from lashd.things.ostree.backend import OstreeBackend
-        from lashd.words.config import Settings
+        from lashd.words.config import settings_from
         from lashd.words.errors import LashdError
         from lashd.words.model import HostImage
 
-        backend = OstreeBackend(Settings())
+        # What lashd leaves free, bootc takes.
+        backend = OstreeBackend(settings_from({"pull": {"reserve_bytes": 0}}))
+        self.preflight(image)
         try:
             fetched = asyncio.run(backend.fetch(HostImage(image), expected_digest=None, report=self.progress.layer))
         except LashdError as error:
@@ -251,6 +252,18 @@ class Bootc:
             raise Failed(f"{verb}: Pulling: Creating importer: {error.message}") from None
         self.progress.steps("importing", ["importing"], 1)
         return fetched.checksum, fetched.digest
+
+    def preflight(self, image: str) -> None:
+        """[2.2.4] The layers that are to be fetched against what is free; bound images do not count."""
+        there = json.loads(self.metadata(self.booted, "ostree.manifest") or "{}").get("layers", ())
+        layers = json.loads(skopeo_inspect(image, "--raw")).get("layers", ())
+        needed = sum(layer["size"] for layer in layers if layer["digest"] not in {one["digest"] for one in there})
+        free = os.statvfs("/sysroot")
+        if needed > (available := free.f_bavail * free.f_frsize):
+            raise Failed(
+                f"Upgrading: Pulling: Insufficient free space for {image} (available: {available} bytes required: "
+                f"{needed} bytes)"
+            )
 
     def stage(self, image: str, commit: str, digest: str, verb: str, *, locked: bool = False) -> None:
         """[2.2.6] Staged, and only then the bound images; who fails there leaves what is staged as it is."""
@@ -325,8 +338,11 @@ class Bootc:
                 raise Failed(f"Pruning: Subprocess failed: exit status: {ended.returncode}\n{ended.stderr.strip()}")
 
     def digest(self, deployment: Any) -> str:
+        return self.metadata(deployment, "ostree.manifest-digest")
+
+    def metadata(self, deployment: Any, key: str) -> str:
         _, commit, _ = self.sysroot.repo().load_commit(deployment.get_csum())
-        found = commit.get_child_value(0).lookup_value("ostree.manifest-digest", self.GLib.VariantType("s"))
+        found = commit.get_child_value(0).lookup_value(key, self.GLib.VariantType("s"))
         return found.get_string() if found is not None else ""
 
     def entry(self, deployment: Any) -> dict[str, Any]:
@@ -537,15 +553,13 @@ def podman(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, env=environment, check=False)
 
 
-def skopeo_digest(image: str) -> str:
-    ended = subprocess.run(
-        ["skopeo", "inspect", "--no-tags", "--format={{.Digest}}", f"docker://{image}"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def skopeo_inspect(image: str, *words: str) -> str:
+    argv = ["skopeo", "inspect", "--no-tags", *words, f"docker://{image}"]
+    ended = subprocess.run(argv, capture_output=True, text=True, check=False)
     if ended.returncode != 0:
-        raise Failed(f"Upgrading: Creating importer: failed to invoke method OpenImage: {ended.stderr.strip()}")
+        raise Failed(
+            f"Upgrading: Pulling: Creating importer: failed to invoke method OpenImage: {ended.stderr.strip()}"
+        )
     return ended.stdout.strip()
 
 
