@@ -14,7 +14,7 @@ import pytest
 from demo import disk, images
 from demo.host import Host
 from demo.images import Version
-from tests.support.installed import install_disk, publish
+from tests.support.installed import publish, shared_disk
 from tests.support.registry import Registry
 
 _numbers = itertools.count()
@@ -32,6 +32,12 @@ def _name() -> str:
     return f"t{os.getpid()}-{next(_numbers)}"
 
 
+def common(factory: pytest.TempPathFactory) -> Path:
+    """A directory that the processes of one test run have in common."""
+    own = factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 @pytest.fixture(scope="session")
 def host_images() -> HostImages:
     if os.geteuid() != 0:
@@ -43,10 +49,8 @@ def host_images() -> HostImages:
 @pytest.fixture(scope="session")
 def installed_disk(host_images: HostImages, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A disk with v1 installed and its bound images fetched; to be copied, never booted."""
-    path = tmp_path_factory.mktemp("template") / "disk.img"
-    install_disk(path, host_images.first, _name())
-    yield path
-    path.unlink()
+    with shared_disk(common(tmp_path_factory), host_images.first, _name()) as path:
+        yield path
 
 
 @pytest.fixture

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+from collections.abc import Iterator
 from pathlib import Path
 
 from demo import disk, images
@@ -34,6 +37,31 @@ def install_disk(path: Path, version: Version, name: str) -> None:
             install(path, network, images.HOST_REFERENCE, [binding.reference for binding in version.bindings])
     finally:
         network.delete()
+
+
+@contextlib.contextmanager
+def shared_disk(directory: Path, version: Version, name: str) -> Iterator[Path]:
+    """A disk with `version` installed, for all processes that ask for it in `directory` at about one time.
+
+    The first makes it, the last removes it. To be copied, never booted.
+    """
+    path = directory / f"{version.image.digest.removeprefix('sha256:')[:16]}.img"
+    with open(path.with_suffix(".lock"), "w") as lock:
+        # Whoever uses it shares the lock. Between two locks the last of them may remove it.
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        while not path.exists():
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                partial = path.with_suffix(".new")
+                install_disk(partial, version, name)
+                partial.rename(path)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        try:
+            yield path
+        finally:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
 
 
 def alone(host: Host) -> None:

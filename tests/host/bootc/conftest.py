@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.conftest import HostImages
+from tests.host.conftest import HostImages, common
 from tests.support.bootc_host import first_and_second
-from tests.support.installed import install_disk
+from tests.support.installed import shared_disk
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +23,5 @@ def host_images() -> HostImages:
 
 @pytest.fixture(scope="session")
 def installed_disk(host_images: HostImages, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    path = tmp_path_factory.mktemp("bootc") / "disk.img"
-    install_disk(path, host_images.first, f"bootc{os.getpid()}")
-    yield path
-    path.unlink()
+    with shared_disk(common(tmp_path_factory), host_images.first, f"bootc{os.getpid()}") as path:
+        yield path

@@ -63,6 +63,10 @@ def test_downloaded_only_alone(host: Host, host_images: HostImages, host_registr
     assert status(host)["staged"] is None
     host.run("sh", "-c", upgrade)
     assert "Staged update present, not changed" in host.run("sh", "-c", upgrade).output
+    # Any plain upgrade lets it go.
+    for command, held in (("bootc upgrade", False), (upgrade, True)):
+        host.run("sh", "-c", command)
+        assert status(host)["staged"]["downloadOnly"] is held
     again = touched(host)
     assert again > during
     host_registry.stop()
