@@ -10,10 +10,11 @@ from demo.host import Host
 from demo.images import Version
 from tests.host.conftest import HostImages
 from tests.host.test_keeper import codes, released, wait_until
-from tests.host.test_walk import lashctl, states, version_of
+from tests.host.test_walk import described, lashctl, states, version_of
 from tests.support.bootc_host import UNITS, additional, bound_unit, settle, stored_names, version_like
 from tests.support.images import Content, Image
 from tests.support.registry import Registry
+from tests.support.switching import NEXT, publish_next
 
 pytestmark = pytest.mark.host
 
@@ -87,3 +88,23 @@ def test_a_switch_by_hand_and_one_image_more(
     assert states(host, "booted") == {"web.image": "present", "agent": "present", "probe.image": "present"}
     assert all(additional(host, name) for name in (*bound, unbound))
     assert set(bound[:1]) | {unbound} <= stored_names(host)
+
+
+def test_switched_by_lashd(host: Host, host_images: HostImages, host_registry: Registry) -> None:
+    """bootc stages it, under its own name for what it does; what it binds is lashd's."""
+    settle(host)
+    publish_next(host_registry, host_images.second)
+    lashctl(host, "switch", NEXT)
+    assert released(described(host))
+    assert set(states(host, "staged").values()) == {"present"}
+    journal = host.run("journalctl", "-b", "-u", "lashd-bootc.service").output
+    assert "bootc switch, for lashd" in journal
+    assert f"Queued for next boot: docker://{NEXT}" in journal
+    lashctl(host, "switch", NEXT, status=77)
+    host_registry.stop()
+    host.reboot()
+    assert version_of(host) == "2"
+    assert described(host)["deployments"][0]["image"] == NEXT
+    failed = lashctl(host, "switch", f"{images.REGISTRY}/os/nowhere:1", status=14)
+    assert isinstance(failed, dict)
+    assert failed["error"]["name"] == "NetworkUnavailable"

@@ -17,13 +17,14 @@ from demo.images import Version
 from tests.host.conftest import HostImages
 from tests.host.test_keeper import wait_until
 from tests.host.test_walk import lashctl, states, version_of
+from tests.support.bootc_host import STORE, stored
 from tests.support.images import files
 from tests.support.installed import STAND_IN, alone, install_disk, publish
 from tests.support.registry import Registry
 
 pytestmark = pytest.mark.host
 
-INDEX = "/usr/lib/bootc/storage/overlay-images/images.json"
+INDEX = f"{STORE}/overlay-images/images.json"
 
 
 @pytest.fixture(scope="module")
@@ -41,18 +42,13 @@ def installed_disk(host_images: HostImages, tmp_path_factory: pytest.TempPathFac
     path.unlink()
 
 
-def stored(host: Host) -> set[str]:
-    return {image["digest"] for image in json.loads(host.run("cat", INDEX).output)}
-
-
 def web(version: Version) -> str:
     return next(binding.app.image.digest for binding in version.bindings if binding.app.name == "web")
 
 
 def anchors(host: Host) -> int:
     """How many layers keep others from being removed."""
-    look = "cat /usr/lib/bootc/storage/overlay-layers/layers.json"
-    layers = json.loads(host.run("sh", "-c", look).output)
+    layers = json.loads(host.run("cat", f"{STORE}/overlay-layers/layers.json").output)
     above = {layer.get("parent") for layer in layers} - {None}
     tops = {image["layer"] for image in json.loads(host.run("cat", INDEX).output)}
     return len(tops & above)
