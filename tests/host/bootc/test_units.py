@@ -9,7 +9,7 @@ from demo.host import Host
 from demo.images import Version
 from tests.host.conftest import HostImages
 from tests.host.test_keeper import codes, released, wait_until
-from tests.host.test_walk import lashctl, states, version_of
+from tests.host.test_walk import described, lashctl, states, version_of
 from tests.support.bootc_host import (
     LINKS,
     UNITS,
@@ -23,6 +23,7 @@ from tests.support.bootc_host import (
 from tests.support.images import Content, Link
 from tests.support.installed import alone, publish
 from tests.support.registry import Registry
+from tests.support.switching import NEXT, publish_next
 
 pytestmark = pytest.mark.host
 
@@ -56,9 +57,15 @@ def test_a_unit_that_bootc_cannot_read(
     assert isinstance(done, dict)
     assert done["job"]["result"] == "success"
     wait_until(host, released)
+    # The same image by another name: what is staged does not follow that yet.
+    publish_next(host_registry, second_wrapped)
+    lashctl(host, "switch", NEXT)
+    lashctl(host, "switch", NEXT, status=77)
+    wait_until(host, released)
     host_registry.stop()
     host.reboot()
     assert version_of(host) == "2"
+    assert described(host)["deployments"][0]["image"] == NEXT
     assert set(states(host, "booted").values()) == {"present"}
 
 

@@ -35,6 +35,12 @@ def _signed(image: HostImage) -> list[str]:
     return ["--enforce-container-sigpolicy"] if image.signature == "ostree-image-signed" else []
 
 
+def _follows(staged: Deployment, image: HostImage) -> bool:
+    """Whatever word the origin has for the signature: bootc writes that in its own spelling."""
+    there = staged.image
+    return there is not None and (there.transport, there.reference) == (image.transport, image.reference)
+
+
 def _tell_failure(upgrade: asyncio.Task[None]) -> None:
     if not upgrade.cancelled() and (error := upgrade.exception()) is not None:
         log.warning("bootc has staged the new system and failed afterwards: %s", error)
@@ -78,9 +84,8 @@ class BootcBackend(OstreeBackend):
         return self._fetched(image, expected_digest)
 
     async def stage(self, fetched: Fetched, image: HostImage) -> Deployment:
-        # Whatever the origin says: bootc writes it in its own spelling.
         staged = self._staged()
-        if staged is not None and staged.checksum == fetched.checksum:
+        if staged is not None and staged.checksum == fetched.checksum and _follows(staged, image):
             await self.hold(staged)
             return self._by_key(staged.key)
         return self._announced(await super().stage(fetched, image))
