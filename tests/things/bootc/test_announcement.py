@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,4 +75,9 @@ def test_what_lashd_has_staged_itself_is_announced_like_bootcs(settings: Setting
     settle(settings, staged=True, held=True)
     assert not note.exists()
     settle(settings, staged=True, held=False)
+    assert note.read_text() == "bootc: Reboot required for image: sha256:2"
+
+
+def test_where_nothing_is_ever_held_it_is_seen_at_once(settings: Settings, note: Path) -> None:
+    announce(replace(settings, gate=replace(settings.gate, policy="off")), "sha256:2")
     assert note.read_text() == "bootc: Reboot required for image: sha256:2"
