@@ -50,6 +50,14 @@ async def test_installed_at_once(host: Host) -> None:
     assert "ostree/boot" in (host.sysroot / "boot/loader/entries").joinpath("ostree-2-default.conf").read_text()
 
 
+async def test_libostree_prints_what_it_frees(host: Host) -> None:
+    """Among the worker's answers that would not be understood."""
+    for content in ("a", "b"):
+        write_image(host.layout, "v1", [BASE, [file("usr/a", content)]], version="v1")
+        fetched = await host.backend.fetch(host.image("v1"), expected_digest=None, report=ignore)
+    assert (await host.backend.stage(fetched, host.image("v1"))).digest == fetched.digest
+
+
 async def test_the_stateroot_that_is_named(host: Host) -> None:
     host.admin("os-init", "one")
     host.admin("os-init", "two")

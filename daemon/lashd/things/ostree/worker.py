@@ -22,6 +22,7 @@ _PROGRESS_SECONDS = 0.2
 
 
 def main(argv: list[str]) -> int:
+    _keep_to_ourselves()
     try:
         command, arguments = COMMANDS[argv[0]], json.loads(argv[1])
         _say({"result": command(**arguments)})
@@ -30,6 +31,12 @@ def main(argv: list[str]) -> int:
         _say({"error": failure.name, "message": failure.message, "retryable": failure.retryable})
         return 1
     return 0
+
+
+def _keep_to_ourselves() -> None:
+    """libostree prints on standard output what it frees; that goes where complaints go."""
+    sys.stdout = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
 
 
 def _say(message: dict[str, Any]) -> None:
