@@ -7,7 +7,8 @@ and the same lock, prints the same words, ends with the same statuses and stages
 brackets are the sections of the notes on bootc 1.16 that it follows; docs/bootc.md has what lashd assumes of them.
 
 /etc/bootc-stand-in.json may say: `version`; `images_first` (fetch bound images before staging, as versions after
-1.16.9 do); `locked_seconds` (how long it keeps the lock before it does anything); `babble` (so many bytes of progress).
+1.16.9 do); `locked_seconds` (how long it keeps the lock before it does anything); `staging_seconds` (how much longer
+than here it takes from the commit to what is staged); `babble` (so many bytes of progress).
 """
 
 from __future__ import annotations
@@ -130,6 +131,7 @@ class Bootc:
         self.Gio, self.GLib, self.OSTree = Gio, GLib, OSTree
         self.options = options
         self.images_first = config.get("images_first", False)
+        self.staging_seconds = config.get("staging_seconds", 0)
         self.sysroot = OSTree.Sysroot.new_default()
         self.sysroot.set_mount_namespace_in_use()
         self.sysroot.load(None)
@@ -278,6 +280,7 @@ class Bootc:
             step("bound_images")
             self.pull_bound(self.checkout(commit), verb)
         step("deploying")
+        time.sleep(self.staging_seconds)
         origin = self.GLib.KeyFile.new()
         origin.set_string("origin", "container-image-reference", f"ostree-unverified-registry:{image}")
         options = self.OSTree.SysrootDeployTreeOpts()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lashd.running import restarts
+from lashd.running.ahead import NO_HEADWAY, Ahead, Headway
 from lashd.running.passage import Passage
 from lashd.steps import pull as pulling
 from lashd.steps.discover import discover
@@ -57,11 +58,14 @@ class Binder:
     settings: Settings
     passage: Passage
 
-    async def bind(self, deployment: Deployment, report: Report, *, known_only: bool = False) -> Bound:
+    async def bind(
+        self, deployment: Deployment, report: Report, *, known_only: bool = False, ahead: Ahead | None = None
+    ) -> Bound:
         """Make every bound image of `deployment` present and verified, record it, and release it when it is staged.
 
         With `known_only` images of which nobody knows the digest are left alone: no registry is asked what a name
-        means. Raises BoundImageInvalid when an entry cannot be used, after the good ones were bound.
+        means. `ahead` is the head start that this job has had. Raises BoundImageInvalid when an entry cannot be used,
+        after the good ones were bound.
         """
         staged = Role.STAGED in deployment.roles
         if staged:
@@ -78,7 +82,8 @@ class Binder:
         held = await asyncio.to_thread(held_names, deployment, self.backend.deployments(), self.records)
         # A damaged store is mended at most once: what is still damaged after that is a disk that cannot be trusted.
         ask = self.is_new(deployment)
-        plan, images, changed = await self._fetch(found, record, held, report, ask=ask)
+        headway = NO_HEADWAY if ahead is None else await ahead.join(found.images, report)
+        plan, images, changed = await self._fetch(found, record, held, report, ask=ask, headway=headway)
         if images is None:
             await repair(plan.images, self.store, self._vouched(), within_reach=self._require_reachable)
             plan, images, _ = await self._fetch(found, record, held, report, ask=ask, last=True)
@@ -104,7 +109,7 @@ class Binder:
                 await _require_unchanged(deployment, found)
             # What was released before, and held only while it was looked at, is no news.
             changed |= await self.passage.release(deployment, found, new) and deployment.locked
-        return Bound(new, plan, changed)
+        return Bound(new, headway.figures(plan), changed)
 
     async def _fetch(
         self,
@@ -114,6 +119,7 @@ class Binder:
         report: Report,
         *,
         ask: bool,
+        headway: Headway = NO_HEADWAY,
         last: bool = False,
     ) -> tuple[Plan, tuple[RecordedImage, ...] | None, bool]:
         """Plan, pull and verify: (plan, what to record, whether the store changed).
@@ -125,12 +131,18 @@ class Binder:
             log.warning("%s", sentence)
         # What a deployment that is not new has run with is what its names mean here, and not in the registry by now.
         plan = await make_plan(
-            found.images, store=self.store, record=record, settings=self.settings, refresh=ask, report=report
+            found.images,
+            store=self.store,
+            record=record,
+            settings=self.settings,
+            refresh=ask,
+            told=headway.told,
+            report=report,
         )
         require_space(plan)
-        vouched, fresh = self._vouched(), frozenset[str]()
+        vouched, before = self._vouched(), headway.before
         if plan.absent:
-            before = frozenset(self.store.index().layers)
+            before = frozenset(self.store.index().layers) if before is None else before
             await pulling.pull(
                 plan,
                 store=self.store,
@@ -138,9 +150,9 @@ class Binder:
                 names=lambda image: name_in_store(image, self.store.index(), held),
                 report=report,
             )
-            fresh = frozenset(self.store.index().layers) - before
         # Only now: what could be found out has been fetched, and the next run need not do that.
         require_resolved(plan)
+        fresh = frozenset[str]() if before is None else frozenset(self.store.index().layers) - before
         try:
             images = await verify(plan.images, self.store, vouched, fresh=fresh, report=report)
         except LashdError as error:
@@ -148,7 +160,7 @@ class Binder:
                 raise
             log.warning("%s", error.message)
             return plan, None, True
-        return plan, images, bool(mended or plan.absent)
+        return plan, images, bool(mended or plan.absent or fresh)
 
     async def _brought_back(self, record: Record | None) -> bool:
         """Whether what another program has removed of `record` came back without a registry, all of it or some."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lashd.running.ahead import Ahead
 from lashd.running.bind import Binder, Bound
 from lashd.running.passage import Passage
 from lashd.steps.discover import discover
@@ -63,11 +64,14 @@ class Walk:
             booted = self.deployment(Role.BOOTED)
             if staged is None and booted is not None and (booted.digest, booted.image) == (newest, image):
                 return None
-            fetched = await self.backend.fetch(image, expected_digest=newest, report=report)
-            staged = await self.backend.stage(fetched, image)
+            async with Ahead(self.backend, self.store, self.records, self.settings) as ahead:
+                fetched = await self.backend.fetch(image, expected_digest=newest, report=report, arrived=ahead.begin)
+                staged = await self.backend.stage(fetched, image)
+                bound = await self._binder.bind(staged, report, ahead=ahead)
         elif self._passage.needs_no_release(staged) and self._passage.released(staged):
             return None
-        bound = await self.bind(staged, report)
+        else:
+            bound = await self.bind(staged, report)
         return {
             "deployment": staged.key,
             "digest": newest,

@@ -46,6 +46,11 @@ def discover(root: Path, merges: Path | None = None) -> Discovery:
             f"The root '{error.filename or root}' of the deployment cannot be read, so what it binds is unknown: "
             f"{error.strerror}.",
         ) from error
+    return discover_in(opened)
+
+
+def discover_in(opened: Root) -> Discovery:
+    """As `discover`, of a root that was opened, and is closed here."""
     with opened:
         try:
             return _Discoverer(opened).discover()
@@ -61,7 +66,7 @@ def discover(root: Path, merges: Path | None = None) -> Discovery:
             # looks at them go on, and this one is not let through.
             import logging  # nothing else here needs it
 
-            logging.getLogger(__name__).debug("The root %s could not be read", root, exc_info=True)
+            logging.getLogger(__name__).debug("A root could not be read", exc_info=True)
             problem = (
                 "What this root binds is unknown, because a file in it is one that lashd does not understand: "
                 f"{_printable(str(error))[:_TOLD] or 'it does not say why'} ({type(error).__name__}). Report this as "

@@ -108,9 +108,21 @@ def held_names(deployment: Deployment, deployments: Iterable[Deployment], record
 
     Raises BoundImageInvalid when the running system's root cannot be read.
     """
-    booted = next((each for each in deployments if Role.BOOTED in each.roles), None)
-    if booted is None or booted.key == deployment.key:
-        return {}
+    booted = _booted(deployments)
+    return {} if booted is None or booted.key == deployment.key else _names_of(booted, records)
+
+
+def running_names(deployments: Iterable[Deployment], records: Records) -> dict[str, str]:
+    """`held_names` for a deployment that is yet to come."""
+    booted = _booted(deployments)
+    return {} if booted is None else _names_of(booted, records)
+
+
+def _booted(deployments: Iterable[Deployment]) -> Deployment | None:
+    return next((each for each in deployments if Role.BOOTED in each.roles), None)
+
+
+def _names_of(booted: Deployment, records: Records) -> dict[str, str]:
     images = discover(booted.root).images
     known = {str(name): source.digest for name, source in meanings(images, digests_of(records.get(booted.key))).items()}
     return {str(name): known.get(str(name), "") for image in images for name in (image.reference, *image.names)}

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from lashd.steps.schedule import delay, most_at_once, unpacking_at_once
 from lashd.things import manifests
@@ -36,6 +37,11 @@ FACTOR_LIMITS = (1.0, 5.0)
 EXPERIENCE_BYTES = 64 * 1024 * 1024
 
 
+# What registries have answered, by what they were asked: the reference, and how to ask (platform, credentials).
+Told = Mapping[tuple[Reference, PullOptions], Manifest]
+NOTHING_TOLD: Told = MappingProxyType({})
+
+
 async def plan(
     bound: Sequence[BoundImage],
     *,
@@ -43,12 +49,14 @@ async def plan(
     record: Record | None,
     settings: Settings,
     refresh: bool = True,
+    told: Told = NOTHING_TOLD,
     report: Report = ignore,
 ) -> Plan:
     """Find out what each of `bound` means and which of its layers the store does not have.
 
     A pinned reference means its digest, a floating one what the deployment's `record` says; without one the registry is
-    asked, unless `refresh` is false and the store has something complete under that name. Layers that the index has but
+    asked, unless `refresh` is false and the store has something complete under that name, or the registry's answer of a
+    moment ago is in `told`. Layers that the index has but
     whose directory is gone are to be fetched (take them out of the store first: `verify.mend`).
     An image that nobody can tell about does not stop the others: `unresolved` of the plan is one error that names all
     of them. Raises StoreDamaged when the index cannot be read.
@@ -64,7 +72,7 @@ async def plan(
             meaning = _known(reference, options, record, store, refresh)
             if not meaning.present:
                 async with questions:
-                    meaning = await _asked(meaning, options, store, settings, report)
+                    meaning = await _asked(meaning, options, store, settings, told, report)
         except LashdError as error:
             report(ItemProgress(str(reference), "failed", error=error.message))
             return error
@@ -75,11 +83,21 @@ async def plan(
         tasks = [group.create_task(mean(*use)) for use in uses]
     results = [task.result() for task in tasks]
     errors = [result for result in results if isinstance(result, LashdError)]
-    told = zip(results, uses.values(), strict=True)
-    images = _planned([(result, who) for result, who in told if isinstance(result, _Meaning)], store)
+    pairs = zip(results, uses.values(), strict=True)
+    images = _planned([(result, who) for result, who in pairs if isinstance(result, _Meaning)], store)
     unresolved = f"The meaning of {len(errors)} of {len(uses)} bound images could not be found out."
     measured = _measured(images, store, settings)
     return replace(measured, unresolved=all_in_one(errors, unresolved)) if errors else measured
+
+
+def told_by(plan: Plan) -> Told:
+    """What registries answered for `plan`."""
+    return {
+        (bound.reference, bound.pull): image.manifest
+        for image in plan.images
+        if image.manifest is not None
+        for bound in image.bound
+    }
 
 
 def require_resolved(plan: Plan) -> None:
@@ -156,15 +174,17 @@ def _stored(reference: Reference, options: PullOptions, found: StoredImage, stor
     return _Meaning(reference, digest, named, present=True) if digest in found.digests else _Meaning(reference)
 
 
-async def _asked(known: _Meaning, options: PullOptions, store: Store, settings: Settings, report: Report) -> _Meaning:
+async def _asked(
+    known: _Meaning, options: PullOptions, store: Store, settings: Settings, told: Told, report: Report
+) -> _Meaning:
     """What the registry says; of a recorded image only what its digest holds, never what its tag means now."""
-    reference = known.reference
+    reference, answer = known.reference, told.get((known.reference, options))
     if known.digest is not None:
-        reference = reference.at(known.index_digest or known.digest)
+        reference, answer = reference.at(known.index_digest or known.digest), None
     attempt = 1
     while True:
         try:
-            manifest = await resolve(reference, options, settings)
+            manifest = answer or await resolve(reference, options, settings)
             break
         except LashdError as error:
             seconds = delay(settings.pull, attempt, error)

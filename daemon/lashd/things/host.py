@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from lashd.things.rootfs import Root
 from lashd.words.config import Settings
 from lashd.words.model import Deployment, HostImage, Owed
 from lashd.words.progress import Report
@@ -43,6 +45,15 @@ class Staging:
     origin: str = ""
     kargs: tuple[str, ...] | None = None
     initrds: tuple[str, ...] = ()
+
+
+# Hears that the whole content of a host image is on this host, which may be long before it is staged; what it is given
+# opens that content to be read, once or never, and raises OSError when it cannot be read any more.
+Arrived = Callable[[Callable[[], Root]], None]
+
+
+def nobody(content: Callable[[], Root]) -> None:
+    """A listener for whoever does not care."""
 
 
 class HostBackend(Protocol):
@@ -95,9 +106,13 @@ class HostBackend(Protocol):
         """What the registry says of `image` before it is fetched. Raises what a registry can answer."""
         ...
 
-    async def fetch(self, image: HostImage, *, expected_digest: str | None, report: Report) -> Fetched:
+    async def fetch(
+        self, image: HostImage, *, expected_digest: str | None, report: Report, arrived: Arrived = nobody
+    ) -> Fetched:
         """Bring `image` onto the host, only the layers that are not there yet. What has arrived stays when it fails.
 
+        `arrived` is told, perhaps more than once, as soon as it can be read what `image` binds: on a host where this
+        stages as well, before it is staged. It is a hint: it may never be told, and what is staged may be another one.
         Raises DigestMismatch when the image is not `expected_digest`, and what a registry can answer.
         """
         ...

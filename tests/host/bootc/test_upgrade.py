@@ -4,16 +4,21 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
+from demo import images
 from demo.host import Host
+from lashd.things.ostree import names
 from tests.host.conftest import HostImages
 from tests.host.test_keeper import released, wait_until
 from tests.host.test_walk import described, lashctl, states, version_of
 from tests.support.bootc_host import (
+    STORE,
     activity,
     additional,
+    configure,
     digests,
     settle,
     slow,
@@ -25,6 +30,7 @@ from tests.support.registry import Registry
 
 pytestmark = pytest.mark.host
 
+INDEX = f"{STORE}/overlay-images/images.json"
 # In the guest: has bootc upgrade, and prints what it heard of it meanwhile.
 LISTEN = """
 import asyncio, json
@@ -38,13 +44,23 @@ print(json.dumps([(one.item, one.state) for one in heard if isinstance(one, Item
 
 
 def test_an_upgrade_through_bootc_and_back(host: Host, host_images: HostImages, host_registry: Registry) -> None:
-    """`lashctl upgrade` has bootc stage, fetches all bound images itself, and leaves nothing of the run behind."""
+    """`lashctl upgrade` has bootc stage, fetches all bound images itself, and leaves nothing of the run behind.
+
+    It fetches them while bootc stages.
+    """
     settle(host)
     assert described(host)["host"]["kind"] == "bootc"
     publish(host_registry, host_images.second)
+    configure(host, staging_seconds=5)
     done = lashctl(host, "upgrade")
     assert isinstance(done, dict)
     assert done["job"]["result"] == "success"
+    assert done["job"]["details"]["images-to-fetch"] == 3
+    ref = names.image_ref("registry", images.HOST_REFERENCE)
+    # By then all bound images are in the index; anchors and names change only what comes after it.
+    moments = (f"/ostree/repo/refs/heads/{ref}", INDEX, "/run/ostree/staged-deployment", "/var/lib/lashd/records")
+    order = [float(time) for time in host.run("stat", "--format=%.Y", *moments).output.split()]
+    assert order == sorted(order)
     assert set(states(host, "staged").values()) == {"present"}
     assert "Queued for next boot" in host.run("journalctl", "-b", "-u", "lashd-bootc.service").output
     assert host.run("systemctl", "is-failed", "lashd-bootc.service", check=False).output == "inactive\n"
@@ -84,9 +100,34 @@ def test_a_cancelled_upgrade_stops_bootc(host: Host, host_images: HostImages, ho
     wait_for(host, "inactive")
     assert host.run("ls", "/run/ostree/staged-deployment-locked", check=False).status != 0
     assert described(host)["state"] == "idle"
-    slow(host, 0)
+    # As well while bound images are fetched beside it: they stay, unbound, and no process goes on.
+    configure(host, staging_seconds=60)
+    job = lashctl(host, "upgrade", "--no-wait")
+    wait_for(host, "activating")
+    deadline = time.monotonic() + 30
+    while not stored(host) & digests(host_images.second):
+        assert time.monotonic() < deadline, host.journal()
+        time.sleep(0.05)
+    assert isinstance(job, dict)
+    lashctl(host, "jobs", "--cancel", str(job["job"]["id"]))
+    wait_for(host, "inactive")
+    assert described(host)["deployments"][0]["version"] == "1"
+    wait_until(host, lambda now: now["state"] == "idle")
+    assert "skopeo" not in host.run("sh", "-c", "cat /proc/[0-9]*/comm").output.split()
+    # What is staged in the end binds something else than the commit says, by a local change in /etc.
+    *_, probe = host_images.second.bindings
+    host_registry.push("apps/other", probe.app.image, "1")
+    folder = "/etc/containers/systemd/probe.container.d"
+    drop_in = f"[Container]\nImage={images.REGISTRY}/apps/other:1\n"
+    host.run("sh", "-c", f"mkdir -p {folder} && cat > {folder}/10.conf", input=drop_in.encode())
+    configure(host, staging_seconds=2)
     lashctl(host, "upgrade")
     assert released(described(host))
+    host_registry.stop()
+    host.reboot()
+    assert version_of(host) == "2"
+    assert set(states(host, "booted").values()) == {"present"}
+    assert f"{images.REGISTRY}/apps/other:1" in host.run("cat", INDEX).output
 
 
 @pytest.mark.parametrize("again", [True, False])

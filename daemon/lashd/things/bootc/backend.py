@@ -13,11 +13,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
+from functools import partial
 
 from lashd.things.bootc.announcement import announce
 from lashd.things.bootc.driver import Driver
-from lashd.things.host import Fetched
+from lashd.things.host import Arrived, Fetched, nobody
+from lashd.things.ostree import names
 from lashd.things.ostree.backend import OstreeBackend
+from lashd.things.ostree.commitroot import CommitRoot
 from lashd.things.ostree.fetch import OpenProxy
 from lashd.things.ostree.lockfile import STAGING, Lock, read_lock, remove_lock, write_lock
 from lashd.words.config import Settings
@@ -58,27 +62,35 @@ class BootcBackend(OstreeBackend):
         self._rest: asyncio.Task[None] | None = None  # a bootc that has staged, and cleans up
 
     async def fetch(
-        self, image: HostImage, *, expected_digest: str | None, report: Report, by_digest: bool = False
+        self,
+        image: HostImage,
+        *,
+        expected_digest: str | None,
+        report: Report,
+        arrived: Arrived = nobody,
+        by_digest: bool = False,
     ) -> Fetched:
         """As in HostBackend; bootc stages what it fetches at once, so this does, too, held from its first instant on.
 
         `by_digest` (what was lost is staged again) is nothing that bootc can do; lashd fetches that itself.
         """
         if by_digest or not (self._is_followed(image) or image.transport == "registry"):
-            return await super().fetch(image, expected_digest=expected_digest, report=report, by_digest=by_digest)
+            return await super().fetch(
+                image, expected_digest=expected_digest, report=report, arrived=arrived, by_digest=by_digest
+            )
         await self._cleaned_up()
         run = self._settings.paths.ostree_run
         before = self._staged()
         if read_lock(run) is None:
             write_lock(run, Lock(before.key if before is not None else STAGING))
         try:
-            await self._until_staged(image, before, report)
+            await self._until_staged(image, before, report, partial(self._look_for, image, expected_digest, arrived))
         except LashdError as error:
             if error.name not in (ErrorName.BOUND_IMAGE_INVALID, ErrorName.BOUND_IMAGE_MISSING):
                 raise
             # What bootc does not understand, or cannot fetch, lashd may; versions after 1.16.9 look before they stage.
             log.warning("%s lashd stages it without bootc.", error.message)
-            return await super().fetch(image, expected_digest=expected_digest, report=report)
+            return await super().fetch(image, expected_digest=expected_digest, report=report, arrived=arrived)
         finally:
             self._hold_what_came(before)
         return self._fetched(image, expected_digest)
@@ -131,8 +143,12 @@ class BootcBackend(OstreeBackend):
         if self._rest is not None:
             await asyncio.wait([self._rest])
 
-    async def _until_staged(self, image: HostImage, before: Deployment | None, report: Report) -> None:
+    async def _until_staged(
+        self, image: HostImage, before: Deployment | None, report: Report, look: Callable[[], bool]
+    ) -> None:
         """Have bootc upgrade, until it has staged something new or ended; its clean-up is not waited for.
+
+        `look` is called every now and then, until it answers that there is nothing more to see.
 
         Raises what its words mean when it ends without having staged anything.
         """
@@ -141,7 +157,7 @@ class BootcBackend(OstreeBackend):
         argv = ["upgrade", "--quiet"] if followed else ["switch", "--quiet", *_signed(image), image.reference]
         # As bootc names it when it looks for it in the store of bound images.
         name = image.reference if image.transport == "registry" else f"{image.transport}:{image.reference}"
-        listening = True
+        listening = looking = True
 
         def heard(event: Event) -> None:
             if listening:
@@ -150,7 +166,7 @@ class BootcBackend(OstreeBackend):
         upgrade = asyncio.create_task(self._driver.change(argv, subject, heard, image=name), name="bootc upgrade")
         try:
             while not (await asyncio.wait([upgrade], timeout=_LOOK_SECONDS))[0] and not self._came(before):
-                pass
+                looking = looking and not look()
         except BaseException:
             upgrade.cancel()
             await asyncio.wait([upgrade])
@@ -163,6 +179,17 @@ class BootcBackend(OstreeBackend):
         # What is staged is bound from now on, whatever becomes of the rest.
         self._rest = upgrade
         upgrade.add_done_callback(_tell_failure)
+
+    def _look_for(self, image: HostImage, digest: str | None, arrived: Arrived) -> bool:
+        """Tell `arrived` once bootc has brought `image` into the repository; whether that was to be told.
+
+        bootc writes the image's ref together with the commit that it names, and begins to stage only then.
+        """
+        commit = self._sysroot.resolve(names.image_ref(image.transport, image.reference))
+        if digest is None or commit is None or self._sysroot.commit(commit).digest != digest:
+            return False
+        arrived(partial(CommitRoot, self._sysroot.repository, commit))
+        return True
 
     def _came(self, before: Deployment | None) -> bool:
         """Whether something else is staged than `before`."""

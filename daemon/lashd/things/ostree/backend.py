@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from functools import partial
 from pathlib import Path
 
-from lashd.things.host import Fetched, HostOutline, Staging
+from lashd.things.host import Arrived, Fetched, HostOutline, Staging, nobody
 from lashd.things.ostree import names, nextroot
 from lashd.things.ostree.checkouts import unlisted
 from lashd.things.ostree.client import Worker, require_root
+from lashd.things.ostree.commitroot import CommitRoot
 from lashd.things.ostree.deployments import find_sysroot
 from lashd.things.ostree.facts import parse_origin, read, staged_arguments, staged_initrds, staged_locked
 from lashd.things.ostree.fetch import ImageFetch, OpenProxy
@@ -97,7 +99,13 @@ class OstreeBackend:
         return HostOutline(said.digest, said.version, sum(layer.size for layer in said.layers))
 
     async def fetch(
-        self, image: HostImage, *, expected_digest: str | None, report: Report, by_digest: bool = False
+        self,
+        image: HostImage,
+        *,
+        expected_digest: str | None,
+        report: Report,
+        arrived: Arrived = nobody,
+        by_digest: bool = False,
     ) -> Fetched:
         """As in HostBackend; `by_digest` asks for `expected_digest`, whatever the name means now."""
         check_signature_rule(image, self._settings.paths.root)
@@ -111,6 +119,7 @@ class OstreeBackend:
             free=self.space,
         )
         commit, digest, dropped = await fetch.run(expected_digest, by_digest=by_digest)
+        arrived(partial(CommitRoot, self._sysroot.repository, commit))
         # libostree syncs objects, but not the refs that name them.
         await asyncio.to_thread(sync_filesystem, self._sysroot.repository)
         following = self.deployments()

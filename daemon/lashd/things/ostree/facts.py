@@ -22,7 +22,7 @@ from lashd.words.model import HostImage
 DEPLOYMENT_NAME = re.compile(r"(?P<checksum>[0-9a-f]{64})\.(?P<serial>[0-9]{1,9})")
 # In ostree's note of what is staged: the deployment whose local changes of /etc it will get.
 MERGES = "merge-deployment"
-_COMMIT_TYPE = "(a{sv}aya(say)sstayay)"
+COMMIT_TYPE = "(a{sv}aya(say)sstayay)"
 _FILE_LIMIT = 16 * 1024 * 1024
 _compare_versions = ctypes.CDLL(None).strverscmp
 
@@ -137,7 +137,7 @@ def staged_locked(note: bytes) -> bool:
 def commit_facts(data: bytes) -> CommitFacts:
     try:
         # Written by this machine's kind, but for the time: ostree's own numbers are big-endian everywhere.
-        metadata, _, _, _, _, raw_time, _, _ = parse(_COMMIT_TYPE, data)
+        metadata, _, _, _, _, raw_time, _, _ = parse(COMMIT_TYPE, data)
         timestamp = int.from_bytes(raw_time.to_bytes(8, "big"), sys.byteorder)
     except (ValueError, TypeError):
         return CommitFacts()
