@@ -71,7 +71,7 @@ def publish_without_one(registry: Registry, version: Version) -> None:
 
 def stored(host: Host) -> set[str]:
     """The digests of what is in the store."""
-    return {image["digest"] for image in _index(host)}
+    return {image.get("digest", "") for image in _index(host)}
 
 
 def stored_names(host: Host) -> set[str]:
