@@ -18,6 +18,7 @@ WORDS = {
     "tests": ("ok", "FAILED"),
 }
 NOT_RUN = "not run"
+_WIDTH = 110
 
 # Whether each test that has run has passed, by its id without parameters.
 Outcomes = Mapping[str, bool]
@@ -104,11 +105,17 @@ def _ids(cell: str, here: Mapping[str, str]) -> tuple[str, ...]:
 
 def show(found: Iterable[Row], outcomes: Outcomes) -> bool:
     """Print the tables; whether every cell is fine."""
-    title, fine = "", True
-    for row in found:
-        if row.table != title:
-            title = row.table
-            print(f"\n{title:100} {'  '.join(f'{cell.column:12}' for cell in row.cells)}")
-        print(f"{row.what:100.100} {'  '.join(f'{cell.verdict(outcomes):12}' for cell in row.cells)}".rstrip())
-        fine = fine and all(cell.fine(outcomes) for cell in row.cells)
-    return fine
+    found = list(found)
+    for title in dict.fromkeys(row.table for row in found):
+        table = [row for row in found if row.table == title]
+        lines = [[title, *(cell.column for cell in table[0].cells)]]
+        lines += [[_short(row.what), *(cell.verdict(outcomes) for cell in row.cells)] for row in table]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        print()
+        for line in lines:
+            print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    return all(cell.fine(outcomes) for row in found for cell in row.cells)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.host.bootc import table
@@ -52,8 +54,8 @@ def test_what_it_says_is_what_the_tests_came_to(
     known = {test: passed for test, passed in zip(ids, outcomes, strict=True) if passed is not None}
     assert table.show([one, two], known) is (verdicts == ["shown", "gone"])
     head, first, second = capsys.readouterr().out.strip().splitlines()
-    assert head.split() == ["fault", "alone", "with", "lashd"]
-    assert [first[:100].strip(), first[101:114].strip(), first[114:].strip()] == ["one", *verdicts]
+    assert re.split(r"  +", head) == ["fault", "alone", "with lashd"]
+    assert re.split(r"  +", first) == ["one", *verdicts]
     assert "nobody asks" in second
 
 
