@@ -10,7 +10,7 @@ from demo.host import Host
 from tests.host.conftest import HostImages
 from tests.host.test_keeper import released, wait_until
 from tests.host.test_walk import described, lashctl, states, version_of
-from tests.support.bootc_host import digests, podman_of_bootc, settle, stored, stored_names, version_like
+from tests.support.bootc_host import digests, podman_of_bootc, settle, stored, stored_names, version_like, wait_for
 from tests.support.images import build
 from tests.support.installed import alone, publish
 from tests.support.registry import Registry
@@ -77,6 +77,10 @@ def test_two_names_that_nobody_binds(host: Host, host_images: HostImages, host_r
     give_two_names(host, host_registry)
     assert host.run(ask, "upgrade", check=False, timeout=120).status == (1 if ask == "bootc" else 0)
     wait_until(host, released)
+    if ask == "lashctl":
+        # bootc itself has ended well, too.
+        wait_for(host, "inactive")
+        assert "error: " not in host.run("journalctl", "-b", "-u", "lashd-bootc.service").output
     host_registry.stop()
     host.reboot()
     assert version_of(host) == "2"
