@@ -47,6 +47,9 @@ class Host:
     async def outline(self, image: HostImage) -> HostOutline:
         return HostOutline(await self.check(image), "42", 1_500_000)
 
+    async def make_readable(self) -> None:
+        """Its root is a directory."""
+
     async def recover(self) -> None:
         pass
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gate in front of bootc's composefs backend, on a booted host that takes itself for such a one.
+"""The gate in front of bootc's composefs backend, where the daemon cannot run.
 
-bootc is a stand-in here: its unit has upstream's directives, and its command says in /var that it has finalised, unless
-the flag in its note is set.
+A booted host takes itself for such a one, and lacks what it would take to manage it. bootc is a stand-in here: its unit
+has upstream's directives, and its command says in /var that it has finalised, unless the flag in its note is set.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def test_held_until_an_operator_lets_it_through(host: Host) -> None:
     assert started == "0"
     host.reboot()
     assert not finalised(host)
-    assert last_verdict(host) == ("held", ID, ["unsupported"])
+    assert last_verdict(host) == ("held", f"{ID}.0", ["unread"])
 
     become_composefs(host)
     stage(host)
@@ -117,7 +117,7 @@ def test_held_until_an_operator_lets_it_through(host: Host) -> None:
     host.run("systemctl", "start", "lashd-gate.service")
     host.reboot()
     assert finalised(host), host.run("journalctl", "--boot=-1", "-n", "80", "--no-pager").output
-    assert last_verdict(host) == ("released", ID, ["unsupported", "ordered"])
+    assert last_verdict(host) == ("released", f"{ID}.0", ["unread", "ordered"])
     host.run("rm", FINALISED)
 
     # The order is spent. Nobody holds, and the gate is masked: the check is what is left.

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lashd.steps.decide import Decision, at_shutdown, decide, unread_at_shutdown
+from lashd.steps.decide import Decision, at_shutdown, decide, unread
 from lashd.words.model import BadEntry, BoundImage, Deployment, Discovery, ImageState, Order, Record, RecordedImage
 from lashd.words.reference import Reference
 
@@ -165,33 +165,22 @@ def test_an_order_to_hold_is_good_for_the_same_content_staged_again() -> None:
     assert not at_shutdown(again, NO, LET, "hold").release
 
 
-# ---- what cannot be read: bootc's composefs backend ----
-
-ID = "c3" * 64
+# ---- bootc's composefs backend ----
 
 
-@pytest.mark.parametrize(
-    ("policy", "ordered", "foreign", "release", "codes"),
-    [
-        ("hold", None, False, False, ["unsupported"]),
-        ("hold", True, False, False, ["unsupported", "ordered"]),
-        ("hold", False, False, True, ["unsupported", "ordered"]),
-        ("warn", None, False, True, ["unsupported"]),
-        ("warn", True, False, False, ["unsupported", "ordered"]),
-        ("off", None, False, True, []),
-        ("off", True, False, False, ["ordered"]),
-        ("hold", False, True, False, ["foreign-lock"]),
-        ("off", False, True, False, ["foreign-lock"]),
-    ],
-)
-def test_what_cannot_be_read_passes_by_somebodys_word_only(
-    policy: Literal["hold", "warn", "off"], ordered: bool | None, foreign: bool, release: bool, codes: list[str]
-) -> None:
-    order = None if ordered is None else Order(ID, "", ordered, 7, "", 1)
-    decision = unread_at_shutdown(ID, order, policy, foreign=foreign)
-    assert (decision.release, [code for code, _ in decision.reasons]) == (release, codes)
-    assert all(sentence.endswith(".") for _, sentence in decision.reasons)
-    other = None if order is None else replace(order, deployment="d4" * 64)
-    assert unread_at_shutdown(ID, other, policy, foreign=foreign) == unread_at_shutdown(
-        ID, None, policy, foreign=foreign
-    )
+def test_what_nobody_has_read() -> None:
+    staged = replace(STAGED, checksum="c3" * 64)
+    seen = unread(staged)
+    ((code, sentence),) = seen.reasons
+    assert (seen.release, code) == (False, "unread")
+    assert f"'/usr/lib/lashd/gate release {staged.checksum}'" in sentence
+    assert 'policy = "warn"' in sentence
+    assert sentence.endswith(".")
+
+
+@pytest.mark.parametrize(("id", "command"), [("c3" * 64, "bootc upgrade"), ("c3" * 32, "ostree admin")])
+def test_who_has_locked_it_and_what_takes_that_away(id: str, command: str) -> None:
+    locked = replace(STAGED, checksum=id, foreign_lock=True)
+    ((code, sentence),) = at_shutdown(locked, YES, LET, "off").reasons
+    assert code == "foreign-lock"
+    assert f"'{command}" in sentence

@@ -43,8 +43,8 @@ def _digest(value: Any) -> str:
 
 
 def _digest_or_checksum(value: Any) -> str:
-    good = is_digest(value) or re.fullmatch(r"[0-9a-f]{64}", value)
-    return "" if good else "must be a digest (sha256: and 64 hexadecimal digits) or a checksum (64 of them)"
+    good = is_digest(value) or re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{128}", value)
+    return "" if good else "must be a digest (sha256: and 64 hexadecimal digits) or a checksum (64 or 128)"
 
 
 def _not_empty(value: Any) -> str:

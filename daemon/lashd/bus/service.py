@@ -65,6 +65,7 @@ async def _run(directories: Sequence[Path] | None, address: str) -> int:
 
     try:
         host = find_host(settings)
+        await host.require()
     except LashdError as error:
         if error.name is ErrorName.UNSUPPORTED_HOST:
             leave_word(settings.paths.run, error.message)

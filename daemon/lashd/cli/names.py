@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from lashd.cli import values
 from lashd.cli.client import Client
 
-_DIGEST = re.compile(r"(sha256:)?[0-9a-f]{12,64}")
-_KEY = re.compile(r"([0-9a-f]{12,64})(\.[0-9]+)?")
-_WHOLE_KEY = re.compile(r"[0-9a-f]{64}\.[0-9]+")
+_DIGEST = re.compile(r"(sha256:)?[0-9a-f]{12,128}")
+_KEY = re.compile(r"([0-9a-f]{12,128})(\.[0-9]+)?")
+_WHOLE_KEY = re.compile(r"([0-9a-f]{64}|[0-9a-f]{128})\.[0-9]+")
 
 
 async def whole_digest(client: Client, given: str | None) -> str | None:

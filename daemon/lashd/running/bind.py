@@ -73,6 +73,7 @@ class Binder:
             await self.passage.hold(deployment)
         self.records.require()
         report(StageStarted(Stage.DISCOVER))
+        await self.backend.make_readable()
         found = await asyncio.to_thread(discover, deployment.root, deployment.merges)
         record = self.records.get(deployment.key)
         back = await self._brought_back(record)

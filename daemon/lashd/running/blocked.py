@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from lashd.running.jobs import Job
 from lashd.running.unfinished import GATE_FAILED, NOT_FINISHED
-from lashd.steps.decide import Decision
+from lashd.steps.decide import Decision, taking_away
 from lashd.steps.shutdowns import restageable
 from lashd.words.model import Deployment, Order, Owed, Passed, Verdict
 
@@ -85,9 +85,8 @@ def _of_staged(now: Situation) -> Iterable[Reason]:
         found.append(
             (
                 "foreign-lock",
-                f"{_name(staged)} was locked by somebody else than lashd, who does not take that away; 'ostree admin "
-                "lock-finalization --unlock' does, or 'rm /run/ostree/staged-deployment-locked' where only that file "
-                "is there.",
+                f"{_name(staged)} was locked by somebody else than lashd, who does not take that away; "
+                f"{taking_away(staged)}.",
             )
         )
     if staged.key_locked and not now.holds:

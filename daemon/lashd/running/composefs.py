@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gate on a host of bootc's composefs backend, and the orders that it goes by.
+"""The gate on a host of bootc's composefs backend, and the orders that can be given where the daemon does not run.
 
-What is staged there cannot be read yet, so that nothing is released for being complete: only an operator's order or the
-policy lets something through. The daemon does not run on such a host; orders are given with the gate's own program.
+What the staged deployment binds was copied to lashd's run directory by the daemon, which had the time to mount it
+(lashd.things.bootc.roots). With such a copy it is judged like any other; without one nobody knows, and only an
+operator's order or the policy lets it through. Boot entries are bootc's own: what boots when nothing is staged is
+looked at and told, and cannot be changed.
 """
 
 from __future__ import annotations
@@ -13,52 +15,83 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lashd.running.nextboot import SOFT_REBOOT, SOFT_REBOOT_LEFT
-from lashd.steps.decide import UNKNOWN, UNSUPPORTED, Decision, unread_at_shutdown
+from lashd.running.judge import Judge, Reason
+from lashd.running.nextboot import SOFT_REBOOT, SOFT_REBOOT_LEFT, check_boot_order
+from lashd.steps.decide import UNKNOWN, UNSUPPORTED, Decision, at_shutdown, unread
 from lashd.steps.shutdowns import Shutdowns, boot_id
+from lashd.things.bootc.deployments import ComposefsSysroot
 from lashd.things.composefs import STAGED, Note, Unreadable, hold, is_host, read_note, release
 from lashd.things.ostree.nextroot import mounted, take_down
 from lashd.words import files
 from lashd.words.config import Settings
-from lashd.words.errors import LashdError
-from lashd.words.model import Order, Passed, Verdict
+from lashd.words.errors import ErrorName, LashdError
+from lashd.words.model import Deployment, Order, Passed, Verdict
 
 _LOOKS = 3
 _CHANGED = "What is staged changed again and again."
 
 
-def decide_now(settings: Settings, write: Callable[[Verdict], None], nextroot: Path, passed: str) -> Verdict:
+def decide_now(
+    settings: Settings, write: Callable[[Verdict], None], nextroot: Path, passed: str, since: float
+) -> Verdict:
     """Decide about what is staged, and do it; the verdict is written before anything is let through.
 
-    `passed` names the file in lashd's run directory that says what was. Raises OSError.
+    `passed` names the file in lashd's run directory that says what was; `since`: when the system was booted, in seconds
+    since the epoch. Raises OSError.
     """
-    run, order = settings.paths.composefs_run, Shutdowns(settings.paths.state, settings.paths.run).order()
-    changed = ""
+    run, sysroot, judge = settings.paths.composefs_run, ComposefsSysroot(settings), Judge(settings, since)
+    changed: Deployment | None = None
     for _ in range(_LOOKS):
         try:
             # The hold came first, without us; this is for whoever starts the gate in another way.
             note = _held(run)
         except Unreadable as error:
             # bootc may well understand what we do not: the missing word of ours keeps it back.
-            return _told(write, "", Decision(False, ((UNKNOWN, f"{run / STAGED} cannot be understood: {error}."),)))
+            return _told(write, None, Decision(False, ((UNKNOWN, f"{run / STAGED} cannot be understood: {error}."),)))
         if note is None:
-            verdict = Verdict(Passed.NOTHING, boot_id(), int(time.time()))
-            write(verdict)
-            return verdict
-        decision = unread_at_shutdown(note.deployment, order, settings.gate.policy, foreign=note.foreign)
+            return _without(sysroot, judge, write)
+        staged = sysroot.staged(note)
+        decision = _decide(settings, judge, staged)
         if not decision.release:
             if not note.locked:
                 why = f"{run / STAGED} has no flag that could hold it; only the check before bootc's own command does."
                 decision = Decision(False, (*decision.reasons, (UNSUPPORTED, why)))
             if settings.gate.policy == "hold":
                 decision = Decision(False, (*decision.reasons, *_soft_reboot(settings, nextroot)))
-            return _told(write, note.deployment, decision)
-        verdict = _told(write, note.deployment, decision)
+            return _told(write, staged, decision)
+        verdict = _told(write, staged, decision)
         if _let_through(settings, note, passed):
             return verdict
         # Somebody staged something else meanwhile, or locked it.
-        changed = note.deployment
+        changed = staged
+        judge.forget()
     return _told(write, changed, Decision(False, ((UNKNOWN, _CHANGED),)))
+
+
+def _decide(settings: Settings, judge: Judge, staged: Deployment) -> Decision:
+    if staged.root.is_dir():
+        judged = judge.judge(staged)
+        return Decision(judged.release, judged.reasons)
+    order = Shutdowns(settings.paths.state, settings.paths.run).order()
+    seen = Decision(True) if settings.gate.policy == "off" else unread(staged)
+    return at_shutdown(staged, seen, order, settings.gate.policy)
+
+
+def _without(sysroot: ComposefsSysroot, judge: Judge, write: Callable[[Verdict], None]) -> Verdict:
+    """Nothing is staged: what is first in the boot order boots, and is looked at."""
+    everything = sysroot.deployments()
+    following: Deployment | None = None
+    reasons: list[Reason] = []
+    if everything:  # else its kernel was not told what it has booted, and bootc itself finds nothing
+        following, reasons = check_boot_order(everything, judge, _leave)
+    name, digest = (following.key, following.digest or "") if following else ("", "")
+    verdict = Verdict(Passed.NOTHING, boot_id(), int(time.time()), name, digest, tuple(reasons))
+    write(verdict)
+    return verdict
+
+
+def _leave(first: Deployment) -> None:
+    raise LashdError(ErrorName.UNSUPPORTED_HOST, "the boot entries are bootc's own; 'bootc rollback' changes them.")
 
 
 def give_order(settings: Settings, arguments: Sequence[str]) -> int:
@@ -78,7 +111,8 @@ def give_order(settings: Settings, arguments: Sequence[str]) -> int:
         return _refused("No deployment is staged.")
     if note.deployment != deployment:
         return _refused(f"The staged deployment is {note.deployment}, not {deployment}; nothing was changed.")
-    order = Order(deployment, "", what == "hold", os.getuid(), " ".join(reason), int(time.time()))
+    staged = ComposefsSysroot(settings).staged(note)
+    order = Order(staged.key, staged.digest or "", what == "hold", os.getuid(), " ".join(reason), int(time.time()))
     try:
         Shutdowns(settings.paths.state, settings.paths.run).give_order(order)
     except LashdError as error:
@@ -106,7 +140,7 @@ def _let_through(settings: Settings, note: Note, passed: str) -> bool:
     return False
 
 
-def _soft_reboot(settings: Settings, nextroot: Path) -> tuple[tuple[str, str], ...]:
+def _soft_reboot(settings: Settings, nextroot: Path) -> tuple[Reason, ...]:
     """bootc mounts what a soft reboot would start, whatever the flag says; it goes with what is held."""
     if not mounted(nextroot):
         return ()
@@ -117,9 +151,10 @@ def _soft_reboot(settings: Settings, nextroot: Path) -> tuple[tuple[str, str], .
     return ((SOFT_REBOOT, "A soft reboot was prepared; it was taken back."),)
 
 
-def _told(write: Callable[[Verdict], None], deployment: str, decision: Decision) -> Verdict:
+def _told(write: Callable[[Verdict], None], about: Deployment | None, decision: Decision) -> Verdict:
     result = Passed.RELEASED if decision.release else Passed.HELD
-    verdict = Verdict(result, boot_id(), int(time.time()), deployment, "", decision.reasons)
+    key, digest = (about.key, about.digest or "") if about else ("", "")
+    verdict = Verdict(result, boot_id(), int(time.time()), key, digest, decision.reasons)
     write(verdict)
     return verdict
 

@@ -8,7 +8,7 @@ The host is held before this program starts, by ostree's own lock, and only its 
 moment, or not able to start at all, it leaves the old system to come up. It needs no bus, no network, no daemon and no
 state of the daemon's, and it starts no process but to put a boot order right.
 
-The orders `hold` and `release` are for hosts of bootc's composefs backend, on which the daemon does not run yet.
+The orders `hold` and `release` are for hosts of bootc's composefs backend on which the daemon cannot run.
 """
 
 from __future__ import annotations
@@ -158,7 +158,8 @@ class Gate:
     def _shut_down_composefs(self) -> Verdict:
         from lashd.running.composefs import decide_now
 
-        verdict = decide_now(self._settings, self._write, self._nextroot, PASSED)
+        since = booted_at() if self._since is None else self._since
+        verdict = decide_now(self._settings, self._write, self._nextroot, PASSED, since)
         self._passed = verdict.result is Passed.RELEASED
         return verdict
 

@@ -104,6 +104,7 @@ class Lookout:
     async def look(self, facts: Facts) -> Look:
         """Look into the store for the deployments that matter."""
         complete, lacking = set(), set()
+        await self._backend.make_readable()
         for one in dict.fromkeys(one for one in (facts.staged, facts.booted, facts.following) if one is not None):
             try:
                 await self._view.learn(one)

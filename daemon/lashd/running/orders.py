@@ -12,6 +12,7 @@ from typing import Any
 
 from lashd.running.jobs import Initiator
 from lashd.steps.shutdowns import Shutdowns
+from lashd.things.composefs import unlocking
 from lashd.things.host import HostBackend
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import Deployment, Order, Owed
@@ -96,7 +97,7 @@ class Orders:
             raise LashdError(
                 ErrorName.HELD,
                 f"The staged deployment {staged.key} is locked by somebody else than lashd, so it was not released; "
-                "'ostree admin lock-finalization --unlock' does that.",
+                f"{unlocking(staged.checksum)} does that.",
             )
         force = Order(staged.key, staged.digest or "", False, by.uid, reason, int(time.time()))
         before = await self._give(None if complete else force)

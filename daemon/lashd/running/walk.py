@@ -21,6 +21,7 @@ from lashd.steps.plan import ATTEMPTS, LONGEST_DELAY, require_resolved
 from lashd.steps.plan import plan as make_plan
 from lashd.steps.record import Records
 from lashd.steps.schedule import delay
+from lashd.things.composefs import unlocking
 from lashd.things.host import HostBackend
 from lashd.things.store import Store
 from lashd.words.config import Settings
@@ -138,8 +139,7 @@ class Walk:
             return ""
         if staged.foreign_lock:
             return (
-                "It stays held: somebody else than lashd has locked it; 'ostree admin lock-finalization --unlock' "
-                "takes that away."
+                f"It stays held: somebody else than lashd has locked it; {unlocking(staged.checksum)} takes that away."
             )
         order = self._passage.order(staged)
         if order is None or not order.hold:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from lashd.things.composefs import letting_through
+from lashd.things.composefs import is_id, letting_through, unlocking
 from lashd.words.model import BoundImage, Deployment, Discovery, ImageState, Order, Record
 
 BAD_ENTRY = "bad-entry"
@@ -17,6 +17,7 @@ FOREIGN_LOCK = "foreign-lock"
 LOCKED_KEY = "locked-key"
 ORDERED = "ordered"
 UNSUPPORTED = "unsupported"
+UNREAD = "unread"
 
 _SENTENCES = {
     ImageState.UNVERIFIED: "{image} is in the store, but has not been verified yet.",
@@ -80,10 +81,7 @@ def at_shutdown(
     when something is missing all the same.
     """
     if deployment.foreign_lock:
-        why = (
-            f"Somebody else than lashd has locked the deployment {deployment.key}; 'ostree admin lock-finalization "
-            "--unlock' takes that away, or 'rm /run/ostree/staged-deployment-locked' where only that file is there."
-        )
+        why = f"Somebody else than lashd has locked the deployment {deployment.key}; {taking_away(deployment)}."
         return Decision(False, ((FOREIGN_LOCK, why),))
     if deployment.key_locked:
         why = f"The deployment {deployment.key} was never released since it was staged."
@@ -93,29 +91,22 @@ def at_shutdown(
     return Decision(seen.release or policy != "hold", seen.reasons)
 
 
-def unread_at_shutdown(
-    deployment: str, order: Order | None, policy: Literal["hold", "warn", "off"], *, foreign: bool
-) -> Decision:
-    """What the gate does about a staged deployment of bootc's composefs backend, whose content cannot be read yet.
+def taking_away(locked: Deployment) -> str:
+    """What takes somebody else's lock from the staged deployment `locked`: the rest of a sentence."""
+    if is_id(locked.checksum):
+        return f"{unlocking(locked.checksum)} takes that away"
+    file = "'rm /run/ostree/staged-deployment-locked' where only that file is there"
+    return f"{unlocking(locked.checksum)} takes that away, or {file}"
 
-    `deployment` is its id, which an order names as it is; `foreign`: somebody else than lashd has locked it. Without an
-    order or a setting that lets it through it is held.
-    """
-    if foreign:
-        why = (
-            f"Somebody else than lashd has locked the deployment {deployment}, for example 'bootc upgrade "
-            "--download-only'; 'bootc upgrade --from-downloaded' takes that away."
-        )
-        return Decision(False, ((FOREIGN_LOCK, why),))
-    unread = (
-        UNSUPPORTED,
-        f"The deployment {deployment} was staged by bootc's composefs backend; lashd cannot read yet what such a "
-        f"deployment binds, so nobody knows whether its bound images are there. {letting_through(deployment)}",
+
+def unread(deployment: Deployment) -> Decision:
+    """What is seen of a staged deployment of bootc's composefs backend that nobody has mounted and read."""
+    why = (
+        f"The deployment {deployment.key} was staged by bootc's composefs backend, and what it binds was not read "
+        "before the shutdown, which has no time to mount it; so nobody knows whether its bound images are there. "
+        f"{letting_through(deployment.checksum)}"
     )
-    reasons = () if policy == "off" else (unread,)
-    if order is not None and (order.deployment, order.digest) == (deployment, ""):
-        return _by_order(order, reasons)
-    return Decision(policy != "hold", reasons)
+    return Decision(False, ((UNREAD, why),))
 
 
 def _by_order(order: Order, reasons: tuple[tuple[str, str], ...]) -> Decision:

@@ -89,6 +89,16 @@ def is_host(settings: Settings) -> bool:
     return any(word.startswith("composefs=") for word in words)
 
 
+def is_id(checksum: str) -> bool:
+    """Whether that of a deployment is an id of bootc's (SHA-512) and no commit of ostree's."""
+    return len(checksum) == 128
+
+
+def unlocking(checksum: str) -> str:
+    """The command that takes somebody else's lock from the staged deployment, in quotes."""
+    return f"'{'bootc upgrade --from-downloaded' if is_id(checksum) else 'ostree admin lock-finalization --unlock'}'"
+
+
 def letting_through(deployment: str) -> str:
     """How an operator lets `deployment` through although its content cannot be read: a whole sentence."""
     return (
@@ -97,11 +107,15 @@ def letting_through(deployment: str) -> str:
     )
 
 
-def refusal(settings: Settings) -> str:
-    """Why lashd does not run on such a host, what becomes of what is staged there, and what to do."""
+def refusal(settings: Settings, why: str = "") -> str:
+    """That lashd cannot manage such a host, what becomes of what is staged there, and what to do.
+
+    `why` is a whole sentence.
+    """
     sentence = (
-        "This host was booted by bootc's composefs backend, which lashd cannot manage yet. What is staged there is "
-        "held back at shutdown all the same, because nobody can tell whether its bound images are there."
+        f"This host was booted by bootc's composefs backend, and lashd cannot manage it. {why}{' ' if why else ''}What "
+        "is staged there is held back at shutdown all the same, because nobody can tell whether its bound images are "
+        "there."
     )
     try:
         note = read_note(settings.paths.composefs_run)

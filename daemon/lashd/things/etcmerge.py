@@ -96,7 +96,7 @@ class EtcMerge:
         self._trees: list[_Tree] = []
         try:
             self._original = self._tree(old / "usr/etc")
-            self._local = self._tree(old / "etc")
+            self._local = self._tree(_followed(old / "etc"))
             self._new = self._new_tree(new)
         except OSError:
             self.close()
@@ -283,6 +283,11 @@ class EtcMerge:
             if next(tree.names(""), None) is not None or place == "usr/etc":
                 return tree
         return _Tree(-1)
+
+
+def _followed(etc: Path) -> Path:
+    """Where the running root was copied (lashd.things.bootc.roots), its `etc` is a link to the real one."""
+    return etc.readlink() if etc.is_symlink() and etc.readlink().is_absolute() else etc
 
 
 def _taken(path: str, found: os.stat_result | None, *, new: bool) -> Node | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from lashd.things import composefs
 from lashd.things.rootfs import Root
 from lashd.words.config import Settings
 from lashd.words.model import Deployment, HostImage, Owed
@@ -67,6 +68,10 @@ class HostBackend(Protocol):
     # Whether somebody else than lashd removes images from the bound image store by rules of his own.
     pruned: bool
 
+    async def require(self) -> None:
+        """Raise UnsupportedHost when something is missing that only the host's own tools can tell; to be asked once."""
+        ...
+
     def deployments(self) -> tuple[Deployment, ...]:
         """In boot order, a staged one first. Read from files: no lock, no process; what cannot be read is left out."""
         ...
@@ -77,6 +82,14 @@ class HostBackend(Protocol):
 
     def watched(self) -> tuple[Path, ...]:
         """Directories in which something changes when the answer of `deployments` does; they need not exist."""
+        ...
+
+    async def make_readable(self) -> None:
+        """See to it that the root of each deployment can be read, where that takes more than opening a directory.
+
+        What cannot be done is logged, and tried again at a later call; such a root cannot be read then. Cheap to ask
+        again.
+        """
         ...
 
     def staging(self, deployment: Deployment) -> Staging:
@@ -172,6 +185,10 @@ def find_deployments(settings: Settings) -> tuple[Deployment, ...]:
 
     Raises UnsupportedHost.
     """
+    if settings.booted_sysroot and composefs.is_host(settings):
+        from lashd.things.bootc.deployments import ComposefsSysroot
+
+        return ComposefsSysroot(settings).deployments()
     from lashd.things.ostree.deployments import find_sysroot
 
     return find_sysroot(settings).deployments()
@@ -181,6 +198,10 @@ def find_host(settings: Settings) -> HostBackend:
     """The backend for this host. Raises UnsupportedHost."""
     from lashd.things.bootc import is_there
 
+    if settings.booted_sysroot and composefs.is_host(settings):
+        from lashd.things.bootc.composefs_backend import ComposefsBackend
+
+        return ComposefsBackend(settings)
     if settings.host.backend == "bootc" or (settings.host.backend == "auto" and is_there(settings)):
         from lashd.things.bootc.backend import BootcBackend
 

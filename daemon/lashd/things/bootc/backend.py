@@ -17,7 +17,8 @@ from collections.abc import Callable
 from functools import partial
 
 from lashd.things.bootc.announcement import announce
-from lashd.things.bootc.driver import Driver
+from lashd.things.bootc.driver import Driver, argv_for
+from lashd.things.bootc.outcome import outcome
 from lashd.things.host import Arrived, Fetched, nobody
 from lashd.things.ostree import names
 from lashd.things.ostree.backend import OstreeBackend
@@ -32,11 +33,6 @@ from lashd.words.progress import Event, Report
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.05  # between two looks whether bootc has staged; a few stat(2)
-
-
-def _signed(image: HostImage) -> list[str]:
-    """What `bootc switch` is told so that the host's policy for signatures applies to what comes."""
-    return ["--enforce-container-sigpolicy"] if image.signature == "ostree-image-signed" else []
 
 
 def _follows(staged: Deployment, image: HostImage) -> bool:
@@ -93,7 +89,7 @@ class BootcBackend(OstreeBackend):
             return await super().fetch(image, expected_digest=expected_digest, report=report, arrived=arrived)
         finally:
             self._hold_what_came(before)
-        return self._fetched(image, expected_digest)
+        return outcome(self.deployments(), image, expected_digest)
 
     async def stage(self, fetched: Fetched, image: HostImage) -> Deployment:
         staged = self._staged()
@@ -154,7 +150,7 @@ class BootcBackend(OstreeBackend):
         """
         followed = self._is_followed(image)
         subject = f"The {'upgrade' if followed else 'switch'} to the newest {image.reference} by bootc"
-        argv = ["upgrade", "--quiet"] if followed else ["switch", "--quiet", *_signed(image), image.reference]
+        argv = argv_for(image, followed=followed)
         # As bootc names it when it looks for it in the store of bound images.
         name = image.reference if image.transport == "registry" else f"{image.transport}:{image.reference}"
         listening = looking = True
@@ -213,28 +209,3 @@ class BootcBackend(OstreeBackend):
                 write_lock(run, Lock(staged.key))
         elif present == Lock(STAGING):
             remove_lock(run)
-
-    def _fetched(self, image: HostImage, expected_digest: str | None) -> Fetched:
-        following = next(iter(self.deployments()), None)
-        booted = next((one for one in self.deployments() if Role.BOOTED in one.roles), None)
-        if expected_digest and booted is not None and booted.digest == expected_digest:
-            # The name means again what runs: bootc leaves what it has staged before, and that would boot.
-            return Fetched(booted.checksum, expected_digest, following is not booted)
-        if following is None or following.digest is None:
-            raise LashdError(
-                ErrorName.HOST_COMMAND_FAILED,
-                "bootc ended well, but no deployment with an image can be found; look at 'bootc status'.",
-            )
-        if expected_digest and following.digest != expected_digest:
-            found = (
-                f"bootc has staged {following.digest}, which stays held"
-                if Role.STAGED in following.roles
-                else "bootc has found nothing newer than what runs, so nothing was staged"
-            )
-            raise LashdError(
-                ErrorName.DIGEST_MISMATCH,
-                f"The newest image of {image.reference} was {expected_digest} a moment ago, and {found}. Look at the "
-                "new image and ask again with its digest.",
-                retryable=True,
-            )
-        return Fetched(following.checksum, following.digest, Role.STAGED in following.roles)

@@ -26,6 +26,7 @@ from lashd.things.bootc.failures import explain
 from lashd.things.bootc.progress import Progress
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
+from lashd.words.model import HostImage
 from lashd.words.progress import Report, ignore
 from lashd.words.run import run
 
@@ -50,6 +51,15 @@ class Ended:
 
     status: int
     said: str
+
+
+def argv_for(image: HostImage, *, followed: bool) -> list[str]:
+    """What has bootc fetch and stage the newest of `image`, whether or not the host follows it by now."""
+    if followed:
+        return ["upgrade", "--quiet"]
+    # The host's policy for signatures goes on to apply where it applies now.
+    signed = ["--enforce-container-sigpolicy"] if image.signature == "ostree-image-signed" else []
+    return ["switch", "--quiet", *signed, image.reference]
 
 
 class Driver:

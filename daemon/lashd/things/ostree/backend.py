@@ -8,15 +8,16 @@ import os
 from functools import partial
 from pathlib import Path
 
-from lashd.things.host import Arrived, Fetched, HostOutline, Staging, nobody
+from lashd.things.host import Arrived, Fetched, Staging, nobody
 from lashd.things.ostree import names, nextroot
+from lashd.things.ostree.asking import Asking
 from lashd.things.ostree.checkouts import unlisted
 from lashd.things.ostree.client import Worker, require_root
 from lashd.things.ostree.commitroot import CommitRoot
 from lashd.things.ostree.deployments import find_sysroot
 from lashd.things.ostree.facts import parse_origin, read, staged_arguments, staged_initrds, staged_locked
 from lashd.things.ostree.fetch import ImageFetch, OpenProxy
-from lashd.things.ostree.image import check_signature_rule, read_host_manifest
+from lashd.things.ostree.image import check_signature_rule
 from lashd.things.ostree.lockfile import (
     NOTE,
     STAGED,
@@ -36,17 +37,19 @@ from lashd.words.model import Deployment, HostImage, Owed, Role
 from lashd.words.progress import Report
 
 
-class OstreeBackend:
+class OstreeBackend(Asking):
     """See HostBackend. Raises UnsupportedHost when there is no ostree sysroot."""
 
     kind = "ostree"
     pruned = False
 
     def __init__(self, settings: Settings, open_proxy: OpenProxy | None = None) -> None:
-        self._settings = settings
+        super().__init__(settings, open_proxy)
         self._sysroot = find_sysroot(settings)
         self._worker = Worker(settings, booted=self._sysroot.booted)
-        self._open_proxy = open_proxy or _skopeo(settings)
+
+    async def require(self) -> None:
+        """All that it takes is the repository."""
 
     def deployments(self) -> tuple[Deployment, ...]:
         return self._sysroot.deployments()
@@ -58,6 +61,9 @@ class OstreeBackend:
         # Also what bootc tells by: the time of its own directory, and on another kind of host its note.
         bootc = (self._settings.paths.composefs_run, self._settings.store.parent)
         return (self._settings.paths.ostree_run, *bootc, *self._sysroot.watched())
+
+    async def make_readable(self) -> None:
+        """Each is a directory of its own."""
 
     def staging(self, deployment: Deployment) -> Staging:
         origin = read(deployment.root.with_name(deployment.root.name + ".origin")).decode("utf-8", "replace")
@@ -84,19 +90,6 @@ class OstreeBackend:
     def space(self) -> int:
         found = os.statvfs(self._sysroot.repository)
         return found.f_bavail * found.f_frsize
-
-    async def check(self, image: HostImage) -> str:
-        check_signature_rule(image, self._settings.paths.root)
-        async with self._open_proxy() as proxy:
-            opened = await proxy.open(names.skopeo_name(image.transport, image.reference))
-            return (await proxy.manifest(opened))[0]
-
-    async def outline(self, image: HostImage) -> HostOutline:
-        check_signature_rule(image, self._settings.paths.root)
-        async with self._open_proxy() as proxy:
-            opened = await proxy.open(names.skopeo_name(image.transport, image.reference))
-            said = read_host_manifest(*(await proxy.manifest(opened)), await proxy.config(opened))
-        return HostOutline(said.digest, said.version, sum(layer.size for layer in said.layers))
 
     async def fetch(
         self,
@@ -222,9 +215,3 @@ class OstreeBackend:
             ErrorName.HOST_COMMAND_FAILED,
             f"ostree deployed {key}, but the deployment cannot be found; look at 'ostree admin status'.",
         )
-
-
-def _skopeo(settings: Settings) -> OpenProxy:
-    from lashd.things.proxy import ImageProxy
-
-    return lambda: ImageProxy(settings)

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""On a host of bootc's composefs backend: its faults without lashd, and that they are gone with it.
+
+bootc is the stand-in of tests/support/bootc_composefs.py, and below it the host boots from ostree: what is finalised is
+what really boots next. lashd sees another root, in which there is no sign of ostree and the kernel was told an id.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo import images
+from demo.host import Host
+from tests.host.conftest import HostImages
+from tests.host.test_composefs import _UNIT, NOTE, SERVICE
+from tests.host.test_keeper import SETTINGS, codes, released, wait_until
+from tests.host.test_walk import described, lashctl, states, version_of
+from tests.support.bootc_host import digests, publish_without_one, stored
+from tests.support.images import files
+from tests.support.installed import COMPOSEFS_STAND_IN, alone, install_disk, publish
+from tests.support.registry import Registry
+
+pytestmark = pytest.mark.host
+
+_ELSEWHERE = """#!/bin/sh
+set -e
+cd /run
+mkdir -p elsewhere/proc elsewhere/run/systemd
+for each in usr etc var boot run/systemd; do
+    mkdir -p elsewhere/$each
+    mount --bind /$each elsewhere/$each
+done
+bootc stand-in-boot >elsewhere/proc/cmdline
+"""
+_FILES = {
+    "/etc/elsewhere": _ELSEWHERE,
+    "/etc/lashd/lashd.d/test.toml": SETTINGS + '[paths]\nroot = "/run/elsewhere"\n',
+    f"/etc/systemd/system/{SERVICE}": _UNIT,
+    "/etc/systemd/system/elsewhere.service": """[Unit]
+DefaultDependencies=no
+RequiresMountsFor=/sysroot /var /boot
+Before=basic.target lashd-activate.service lashd-gate.service lashd-hold.service lashd.service
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh /etc/elsewhere
+""",
+    # A real root is there to the end.
+    "/etc/systemd/system/lashd-gate.service.d/elsewhere.conf": "[Unit]\nAfter="
+    + " ".join(f"run-elsewhere-{each}.mount" for each in ("usr", "etc", "var", "boot"))
+    + "\n",
+}
+
+
+@pytest.fixture(scope="module")
+def host_images() -> HostImages:
+    layers = (*images.common_layers(), files(COMPOSEFS_STAND_IN))
+    return HostImages(images.first(layers), images.second(layers))
+
+
+@pytest.fixture(scope="module")
+def installed_disk(host_images: HostImages, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = tmp_path_factory.mktemp("composefs") / "disk.img"
+    install_disk(path, host_images.first, f"cfs{os.getpid()}")
+    yield path
+    path.unlink()
+
+
+def become_composefs(host: Host) -> None:
+    """From now on, and after each reboot."""
+    host.run("systemctl", "stop", "lashd.service")
+    for path, content in _FILES.items():
+        write(host, path, content)
+    script = """set -e
+        bootc stand-in-install
+        mkdir -p /etc/systemd/system/basic.target.wants
+        ln -s ../elsewhere.service /etc/systemd/system/basic.target.wants/
+        systemctl daemon-reload
+        systemctl start elsewhere.service lashd.service
+    """
+    host.run("sh", "-c", script)
+
+
+def write(host: Host, path: str, content: str) -> None:
+    host.run("sh", "-c", 'mkdir -p "$(dirname "$1")" && cat >"$1"', "sh", path, input=content.encode())
+
+
+def lacks(now: dict[str, Any]) -> bool:
+    return bool({"missing", "failed"} & set(codes(now)))
+
+
+def flag(host: Host) -> bool:
+    return bool(json.loads(host.run("cat", NOTE).output)["finalization_locked"])
+
+
+def test_booted_without_its_images_alone(host: Host, host_images: HostImages, host_registry: Registry) -> None:
+    """The fault: no bound image is fetched, those of the running system are gone, and the host boots all the same."""
+    become_composefs(host)
+    alone(host)
+    drop_in = f"/run/systemd/system/{SERVICE}.d/z.conf"
+    text = "[Service]\nExecStop=\nExecStop=/usr/bin/bootc composefs-finalize-staged\n"
+    write(host, drop_in, text)
+    host.run("systemctl", "daemon-reload")
+    publish(host_registry, host_images.second)
+    assert digests(host_images.first) <= stored(host)
+    assert "Queued for next boot" in host.run("bootc", "upgrade").output
+    assert stored(host) == set()
+    host.reboot()
+    assert version_of(host) == "2"
+
+
+def test_held_bound_and_finalised_together(host: Host, host_images: HostImages, host_registry: Registry) -> None:
+    """With lashd it waits for its images however often it is lost, and boots together with them; and back again."""
+    become_composefs(host)
+    wait_until(host, lambda now: now["state"] == "idle")
+    assert described(host)["host"]["kind"] == "bootc-composefs"
+    assert set(states(host, "booted").values()) == {"present"}
+
+    # Somebody else's bootc: what it stages waits, and what its clean-up has taken from the running system comes back.
+    publish_without_one(host_registry, host_images.second)
+    host.run("bootc", "upgrade")
+    wait_until(host, lambda now: now["gate"] == "held" and lacks(now))
+    wait_until(host, lambda now: set(states(host, "booted").values()) == {"present"})
+    assert flag(host)
+    host.reboot()
+    assert version_of(host) == "1", "not without its last image"
+
+    # What the reboot has lost is staged again by lashd, whose bootc removes nothing.
+    wait_until(host, lambda now: now["gate"] == "held" and lacks(now))
+    assert set(states(host, "booted").values()) == {"present"}
+    publish(host_registry, host_images.second)
+    wait_until(host, released)
+    assert set(states(host, "staged").values()) == {"present"}
+    assert flag(host), "the gate takes it away, when it has looked itself"
+    host_registry.stop()
+    host.reboot()
+    assert version_of(host) == "2"
+    assert digests(host_images.second) <= stored(host)
+    assert set(states(host, "booted").values()) == {"present"}
+
+    assert lashctl(host, "rollback")
+    lashctl(host, "rollback", status=77)
+    host.reboot()
+    assert version_of(host) == "1"
+    assert set(states(host, "booted").values()) == {"present"}
+    roles = [row["roles"] for row in described(host)["deployments"]]
+    assert roles == [["booted"], ["rollback"]]
