@@ -8,36 +8,42 @@ what really boots next. lashd sees another root, in which there is no sign of os
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from demo import images
 from demo.host import Host
 from tests.host.conftest import HostImages
 from tests.host.test_composefs import _UNIT, NOTE, SERVICE
 from tests.host.test_keeper import SETTINGS, codes, released, wait_until
 from tests.host.test_walk import described, lashctl, states, version_of
+from tests.support import installed
 from tests.support.bootc_host import digests, publish_without_one, stored
-from tests.support.images import files
-from tests.support.installed import COMPOSEFS_STAND_IN, alone, install_disk, publish
+from tests.support.installed import alone, publish
 from tests.support.registry import Registry
 
 pytestmark = pytest.mark.host
 
+SUPPORT = Path(installed.__file__).parent
+
+# There is no bootc in the image, and /etc is what every deployment takes over.
 _ELSEWHERE = """#!/bin/sh
 set -e
 cd /run
-mkdir -p elsewhere/proc elsewhere/run/systemd
+mkdir -p elsewhere/proc elsewhere/run/systemd upper work
+cp /etc/bootc-stand-in/bootc upper/
+chmod 755 upper/bootc
+mount -t overlay overlay -o lowerdir=/usr/bin,upperdir=upper,workdir=work /usr/bin
 for each in usr etc var boot run/systemd; do
     mkdir -p elsewhere/$each
-    mount --bind /$each elsewhere/$each
+    mount --rbind /$each elsewhere/$each
 done
-bootc stand-in-boot >elsewhere/proc/cmdline
+[ ! -d /sysroot/state ] || bootc stand-in-boot >elsewhere/proc/cmdline
 """
+_STILL_THERE = "[Unit]\nAfter=usr-bin.mount " + " ".join(
+    f"run-elsewhere-{each}.mount" for each in ("usr", "etc", "var", "boot")
+)
 _FILES = {
     "/etc/elsewhere": _ELSEWHERE,
     "/etc/lashd/lashd.d/test.toml": SETTINGS + '[paths]\nroot = "/run/elsewhere"\n',
@@ -52,24 +58,11 @@ RemainAfterExit=yes
 ExecStart=/bin/sh /etc/elsewhere
 """,
     # A real root is there to the end.
-    "/etc/systemd/system/lashd-gate.service.d/elsewhere.conf": "[Unit]\nAfter="
-    + " ".join(f"run-elsewhere-{each}.mount" for each in ("usr", "etc", "var", "boot"))
-    + "\n",
+    "/etc/systemd/system/lashd-gate.service.d/elsewhere.conf": _STILL_THERE,
+    f"/etc/systemd/system/{SERVICE}.d/elsewhere.conf": _STILL_THERE,
+    "/etc/bootc-stand-in/bootc": (SUPPORT / "bootc_composefs.py").read_text(),
+    "/etc/bootc-stand-in/bootc.py": (SUPPORT / "bootc.py").read_text(),
 }
-
-
-@pytest.fixture(scope="module")
-def host_images() -> HostImages:
-    layers = (*images.common_layers(), files(COMPOSEFS_STAND_IN))
-    return HostImages(images.first(layers), images.second(layers))
-
-
-@pytest.fixture(scope="module")
-def installed_disk(host_images: HostImages, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    path = tmp_path_factory.mktemp("composefs") / "disk.img"
-    install_disk(path, host_images.first, f"cfs{os.getpid()}")
-    yield path
-    path.unlink()
 
 
 def become_composefs(host: Host) -> None:
@@ -78,11 +71,13 @@ def become_composefs(host: Host) -> None:
     for path, content in _FILES.items():
         write(host, path, content)
     script = """set -e
-        bootc stand-in-install
         mkdir -p /etc/systemd/system/basic.target.wants
         ln -s ../elsewhere.service /etc/systemd/system/basic.target.wants/
         systemctl daemon-reload
-        systemctl start elsewhere.service lashd.service
+        systemctl start elsewhere.service
+        bootc stand-in-install
+        bootc stand-in-boot >/run/elsewhere/proc/cmdline
+        systemctl start lashd.service
     """
     host.run("sh", "-c", script)
 

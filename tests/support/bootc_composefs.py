@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, "/usr/lib/bootc-stand-in")
+sys.path.insert(0, "/etc/bootc-stand-in")
 import bootc
 from bootc import Failed
 

@@ -17,11 +17,6 @@ from tests.support.images import Program
 from tests.support.registry import Registry
 
 STAND_IN = Program(Path(__file__).with_name("bootc.py").read_bytes())
-# For bootc's composefs backend; it uses the words of the other.
-COMPOSEFS_STAND_IN = {
-    "usr/bin/bootc": Program(Path(__file__).with_name("bootc_composefs.py").read_bytes()),
-    "usr/lib/bootc-stand-in/bootc.py": STAND_IN,
-}
 
 
 def publish(registry: Registry, version: Version) -> None:

@@ -227,6 +227,46 @@ async def test_where_only_bootc_knows_the_order(host: Host) -> None:
     assert [one.checksum for one in find_deployments(_booted(host))] == [IDS[0], IDS[1]]
 
 
+async def test_an_order_that_bootc_tells_wrongly(host: Host) -> None:
+    """Of unified kernel images with systemd-boot, where the entries cannot be read: nothing is done by such a word."""
+    entries = host.root / "boot/efi/loader/entries"
+    said = json.loads((Path(__file__).parent / "status/composefs-1.16.json").read_text())
+    said["status"]["rollbackQueued"] = True
+    for name, id in (("booted", IDS[0]), ("rollback", IDS[1])):
+        said["status"][name]["composefs"] |= {"verity": id, "bootType": "Uki"}
+    (host.settings.paths.run / STATUS).write_text(json.dumps(said))
+    entries.rename(entries.with_name("elsewhere"))
+    backend = host.backend()
+    assert [one.checksum for one in backend.deployments()] == IDS[:2]
+    with pytest.raises(LashdError, match="not mounted"):
+        await backend.roll_back(host.of(Role.ROLLBACK))
+    # The same entries, read.
+    entries.mkdir()
+    for number, id in enumerate((IDS[1], IDS[0])):
+        text = f"sort-key bootc-x-{number}\nefi /EFI/Linux/bootc/bootc_composefs-{id}.efi\n"
+        (entries / f"{number}.conf").write_text(text)
+    assert [one.checksum for one in backend.deployments()] == [IDS[1], IDS[0]]
+    shutil.rmtree(entries)
+    menu = "".join(f'menuentry "x" {{\n  chainloader /EFI/Linux/bootc/{id}.efi\n}}\n' for id in IDS[:2])
+    (host.root / "boot/grub2").mkdir()
+    (host.root / "boot/grub2/user.cfg").write_text(menu)
+    assert [one.checksum for one in backend.deployments()] == IDS[:2]
+
+
+async def test_notes_of_old_versions(host: Host) -> None:
+    """Without a digest in the origin: that of the manifest beside it."""
+    place = host.root / "sysroot/state/deploy" / IDS[0]
+    origin = place / f"{IDS[0]}.origin"
+    origin.write_text(origin.read_text().partition("[image]")[0])
+    backend = host.backend()
+    assert [one.digest for one in backend.deployments()] == [None]
+    manifest = b'{"schemaVersion":2,"config":{}}'
+    (place / f"{IDS[0]}.imginfo").write_bytes(b'{"config":{},"manifest":%s}' % manifest)
+    assert [one.digest for one in backend.deployments()] == [f"sha256:{hashlib.sha256(manifest).hexdigest()}"]
+    origin.write_text("nonsense")
+    assert [one.image for one in backend.deployments()] == [None]
+
+
 def _booted(host: Host) -> Settings:
     """As the settings of a booted host, for what looks at nothing below /sysroot."""
     names = ("root", "run", "composefs_run")

@@ -17,6 +17,7 @@ from pathlib import Path
 from lashd.things import composefs
 from lashd.things.bootc import BOOTC
 from lashd.things.bootc.asked import Asked
+from lashd.things.bootc.copyroot import copy_root
 from lashd.things.bootc.deployments import READY, ComposefsSysroot
 from lashd.things.bootc.driver import Driver, argv_for
 from lashd.things.bootc.outcome import outcome
@@ -64,6 +65,7 @@ class ComposefsBackend(Asking):
         self._driver = Driver(settings)
         self._asked = Asked(settings, self._sysroot, self._driver)
         self._reading = asyncio.Lock()
+        self._rest: asyncio.Task[None] | None = None  # reads what a bootc says that another daemon has started
         self._unread: dict[tuple[str, Kind], float] = {}  # could not be read, and when that was tried
 
     async def require(self) -> None:
@@ -179,6 +181,9 @@ class ComposefsBackend(Asking):
         )
         if done.status != 0:
             log.warning("The link to the bound image store could not be made: %s", done.stderr.strip())
+        if await self._driver.running():
+            # Somebody has to read its progress: it would wait for that, with its lock, for ever.
+            self._rest = asyncio.create_task(self._driver.adopt(), name="bootc of a daemon before this one")
         if self._sysroot.note() is None:
             self._ready.unlink(missing_ok=True)
         await self.make_readable()
@@ -229,6 +234,12 @@ class ComposefsBackend(Asking):
         staged = next((one for one in self.deployments() if Role.STAGED in one.roles), None)
         if staged is not None and not drop_staged:
             raise LashdError(ErrorName.WOULD_DROP_STAGED)
+        if not self._sysroot.order_is_known():
+            raise LashdError(
+                ErrorName.UNSUPPORTED_HOST,
+                "Which deployment boots next cannot be told, because the EFI system partition with the boot entries is "
+                "not mounted; nothing was changed. Mount it at /boot, /efi or /boot/efi, and try again.",
+            )
         order = self._sysroot.order()
         if order[:1] == (to.checksum,):
             if staged is not None:
@@ -246,6 +257,8 @@ class ComposefsBackend(Asking):
                 ErrorName.HOST_COMMAND_FAILED,
                 f"bootc ended well, but {to.version or to.key} does not boot next; look at 'bootc status'.",
             )
+        if staged is not None and self._sysroot.note() is not None:
+            await self.discard(staged)  # with GRUB and unified kernel images bootc leaves it
         return True
 
     async def prune(self, keep: tuple[Fetched, ...] = ()) -> int:
@@ -281,7 +294,7 @@ class ComposefsBackend(Asking):
         if last is not None and time.monotonic() - last < _AGAIN_SECONDS:
             return
         try:
-            await self._sysroot.roots.copy(id, kind, etc)
+            await copy_root(self._settings, self._sysroot.roots, id, kind, etc)
             self._unread.pop((id, kind), None)
         except LashdError as error:
             self._unread[id, kind] = time.monotonic()

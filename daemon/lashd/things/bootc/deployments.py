@@ -107,6 +107,14 @@ class ComposefsSysroot:
     def etc(self, id: str) -> Path:
         return self._state / id / "etc"
 
+    def order_is_known(self) -> bool:
+        """Whether `order` tells what boots next.
+
+        bootc 1.16 says the contrary of what is so for unified kernel images outside of GRUB; then it starts with the
+        booted one all the same.
+        """
+        return self.has_entries() or not _says_the_contrary(self.said())
+
     def has_entries(self) -> bool:
         """Whether the boot order can be read without bootc."""
         return bool(bootentries.installed(self._root))
@@ -120,7 +128,12 @@ class ComposefsSysroot:
 
     def order(self) -> tuple[str, ...]:
         """Ids of what has a boot entry, in boot order: from the entries, else as bootc has last told."""
-        return bootentries.installed(self._root) or tuple(filter(None, map(_id_of, self.said().installed)))
+        if found := bootentries.installed(self._root):
+            return found
+        said = self.said()
+        if _says_the_contrary(said):
+            said = replace(said, queued=False)
+        return tuple(filter(None, map(_id_of, said.installed)))
 
     # ---- inner ----
 
@@ -159,6 +172,11 @@ def _version_of(root: Path) -> str | None:
     except (OSError, Unreadable, TooMuch):
         return None
     return next((said[name] for name in ("OSTREE_VERSION", "IMAGE_VERSION", "VERSION_ID") if said.get(name)), None)
+
+
+def _says_the_contrary(said: Status) -> bool:
+    kept = said.booted.composefs if said.booted is not None else None
+    return kept is not None and kept.bootType == "Uki" and kept.bootloader != "grub"
 
 
 def _id_of(entry: Entry) -> str:
