@@ -117,8 +117,16 @@ def test_held_bound_and_finalised_together(host: Host, host_images: HostImages, 
     assert described(host)["host"]["kind"] == "bootc-composefs"
     assert set(states(host, "booted").values()) == {"present"}
 
-    # Somebody else's bootc: what it stages waits, and what its clean-up has taken from the running system comes back.
+    # An image is missing: what was staged waits, and is dropped again.
     publish_without_one(host_registry, host_images.second)
+    lashctl(host, "upgrade", status=13)
+    assert described(host)["gate"] == "held"
+    assert flag(host)
+    assert set(states(host, "booted").values()) == {"present"}, "lashd's own bootc removes nothing"
+    lashctl(host, "discard")
+    assert described(host)["gate"] != "held"
+
+    # Somebody else's bootc: what it stages waits, and what its clean-up has taken from the running system comes back.
     host.run("bootc", "upgrade")
     wait_until(host, lambda now: now["gate"] == "held" and lacks(now))
     wait_until(host, lambda now: set(states(host, "booted").values()) == {"present"})

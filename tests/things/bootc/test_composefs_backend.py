@@ -27,6 +27,7 @@ from lashd.steps.discover import discover
 from lashd.steps.shutdowns import owing
 from lashd.things.bootc.composefs_backend import SERVICE, ComposefsBackend
 from lashd.things.bootc.deployments import READY, STATUS
+from lashd.things.bootc.status import read_status
 from lashd.things.host import find_deployments, find_host
 from lashd.words.config import Settings, settings_from
 from lashd.words.errors import ErrorName, LashdError
@@ -123,6 +124,37 @@ async def upgrade(backend: ComposefsBackend, number: int) -> Deployment:
     return await backend.stage(fetched, IMAGE)
 
 
+def test_the_stand_in(host: Host) -> None:
+    """It stages beside the entries, finalises what is not locked and nothing else, and drops it with a rollback."""
+    entries = host.root / "boot/efi/loader/entries"
+
+    def order() -> list[str]:
+        said = read_status(host.bootc("status", "--format=json").encode())
+        return [one.composefs.verity for one in said.installed if one.composefs]
+
+    host.version(2)
+    assert "Queued for next boot" in host.bootc("upgrade", "--download-only")
+    assert host.note() == {"depl_id": IDS[1], "finalization_locked": True}
+    assert "Staged update present" in host.bootc("upgrade")
+    host.bootc("composefs-finalize-staged")
+    assert (order(), len(list(entries.iterdir()))) == (IDS[:1], 1)
+    host.bootc("delete-deployment", IDS[1])
+    host.bootc("delete-deployment", IDS[0], status=1)
+    host.bootc("rollback", status=1)
+    host.bootc("upgrade")
+    host.bootc("composefs-finalize-staged")
+    host.run(2)
+    (host.settings.paths.composefs_run / "staged-deployment").unlink()
+    assert order() == [IDS[1], IDS[0]]
+    host.version(3)
+    host.bootc("upgrade")
+    host.bootc("rollback")
+    assert order() == [IDS[0], IDS[1]]
+    assert not (host.settings.paths.composefs_run / "staged-deployment").exists()
+    with pytest.raises(AssertionError, match="No such file"):
+        host.bootc("internals", "cfs", "mount", "c" * 128, "/nowhere")
+
+
 async def test_one_after_the_other(host: Host) -> None:
     """What there is, from files; what it binds, from copies that stay; each change by bootc."""
     backend = host.backend()
@@ -133,6 +165,8 @@ async def test_one_after_the_other(host: Host) -> None:
     assert (booted.stateroot, booted.roles, booted.version) == ("default", {Role.BOOTED}, "1")
 
     host.version(2, "app", "more")
+    await backend.fetch(IMAGE, expected_digest=DIGESTS[1], report=ignore)
+    assert backend.holds(host.of(Role.STAGED)), "from its first instant on"
     staged = await upgrade(backend, 2)
     assert roles(backend) == [("2", {"staged"}), ("1", {"booted"})]
     assert (staged.locked, staged.declared, staged.foreign_lock, backend.holds(staged)) == (True, False, False, True)
