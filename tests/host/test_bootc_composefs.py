@@ -117,19 +117,20 @@ def test_held_bound_and_finalised_together(host: Host, host_images: HostImages, 
     assert described(host)["host"]["kind"] == "bootc-composefs"
     assert set(states(host, "booted").values()) == {"present"}
 
-    # An image is missing: what was staged waits, and is dropped again.
-    publish_without_one(host_registry, host_images.second)
-    lashctl(host, "upgrade", status=13)
-    assert described(host)["gate"] == "held"
-    assert flag(host)
-    assert set(states(host, "booted").values()) == {"present"}, "lashd's own bootc removes nothing"
-    lashctl(host, "discard")
-    assert described(host)["gate"] != "held"
-
     # Somebody else's bootc: what it stages waits, and what its clean-up has taken from the running system comes back.
+    publish_without_one(host_registry, host_images.second)
     host.run("bootc", "upgrade")
     wait_until(host, lambda now: now["gate"] == "held" and lacks(now))
     wait_until(host, lambda now: set(states(host, "booted").values()) == {"present"})
+    wait_until(host, lambda now: "missing" in states(host, "staged").values())
+    assert flag(host)
+    lashctl(host, "discard")
+    assert described(host)["gate"] != "held"
+
+    # lashd's own removes nothing, and what it stages waits as well.
+    lashctl(host, "upgrade", status=13)
+    wait_until(host, lambda now: now["gate"] == "held" and lacks(now))
+    assert set(states(host, "booted").values()) == {"present"}
     assert flag(host)
     host.reboot()
     assert version_of(host) == "1", "not without its last image"
