@@ -22,6 +22,7 @@ from tests.support import installed
 from tests.support.bootc_host import digests, publish_without_one, stored
 from tests.support.installed import alone, publish
 from tests.support.registry import Registry
+from tests.support.switching import NEXT, NEXT_REPOSITORY
 
 pytestmark = pytest.mark.host
 
@@ -126,6 +127,13 @@ def test_held_bound_and_finalised_together(host: Host, host_images: HostImages, 
     assert flag(host)
     lashctl(host, "discard")
     assert described(host)["gate"] != "held"
+
+    # Another image waits for the same.
+    host_registry.push(NEXT_REPOSITORY, host_images.second.image, "edge")
+    lashctl(host, "switch", NEXT, status=13)
+    wait_until(host, lambda now: now["gate"] == "held" and lacks(now))
+    assert described(host)["deployments"][0]["image"] == NEXT
+    lashctl(host, "discard")
 
     # lashd's own removes nothing, and what it stages waits as well.
     lashctl(host, "upgrade", status=13)

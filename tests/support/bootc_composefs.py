@@ -63,10 +63,13 @@ def arguments(config: dict[str, Any]) -> argparse.Namespace:
     parser.add_argument("--version", action="store_true")
     verbs = parser.add_subparsers(dest="verb")
     verbs.add_parser("status").add_argument("--format", default="json")
-    upgrade = verbs.add_parser("upgrade", allow_abbrev=False)
-    upgrade.add_argument("--quiet", action="store_true")
+    upgrade, switch = (verbs.add_parser(name, allow_abbrev=False) for name in ("upgrade", "switch"))
+    for verb in (upgrade, switch):
+        verb.add_argument("--quiet", action="store_true")
+        verb.add_argument("--progress-fd", type=int)
     upgrade.add_argument("--download-only", action="store_true")
-    upgrade.add_argument("--progress-fd", type=int)
+    switch.add_argument("--enforce-container-sigpolicy", action="store_true")
+    switch.add_argument("image")
     verbs.add_parser("rollback")
     verbs.add_parser("composefs-finalize-staged")
     verbs.add_parser("delete-deployment").add_argument("id")
@@ -130,10 +133,17 @@ class Bootc:
 
     def upgrade(self) -> None:
         """[2.5] No bound images; the note is the last thing before the clean-up."""
+        note = self.note()
+        self.stage(image_of(note["depl_id"] if note else self.booted()), locked=self.options.download_only)
+
+    def switch(self) -> None:
+        """[2.3, 2.5]"""
+        self.stage(self.options.image)
+
+    def stage(self, image: str, *, locked: bool = False) -> None:
         with self.lock(fcntl.LOCK_SH):
             self.start_service()
             note = self.note()
-            image = image_of(note["depl_id"] if note else self.booted())
             digest, root = self.pull(image)
             id = id_of(digest)
             if id in (*self.order(), note and note["depl_id"]):
@@ -142,7 +152,7 @@ class Bootc:
             install(id, image, digest, root)
             kept = [self.booted()]
             self.write_entries("entries.staged", [id, *kept])
-            self.write_note(id, self.options.download_only)
+            self.write_note(id, locked)
         with self.lock(fcntl.LOCK_EX):
             self.clean_up()
         print(f"Queued for next boot: docker://{image}\n  Digest: {digest}")

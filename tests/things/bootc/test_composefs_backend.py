@@ -318,7 +318,7 @@ def _locked(host: Host) -> Iterator[None]:
 
 async def test_what_is_refused(host: Host) -> None:
     backend = host.backend()
-    (booted,), other = backend.deployments(), HostImage("q.example/other:1")
+    (booted,), other = backend.deployments(), HostImage("/srv/other", transport="oci")
     cases: list[tuple[Any, ErrorName]] = [
         (backend.hold(booted), ErrorName.NOTHING_STAGED),
         (backend.release(booted), ErrorName.NOTHING_STAGED),
