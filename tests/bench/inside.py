@@ -43,6 +43,9 @@ class NoHost:
     def deployments(self) -> tuple[()]:
         return ()
 
+    async def make_readable(self) -> None:
+        pass
+
 
 def write_deployment(name: str, images: list[str]) -> Any:
     """A deployment called `name` whose root binds `images`, each by an .image unit; it may be there already."""

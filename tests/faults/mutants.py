@@ -267,6 +267,43 @@ MUTANTS = (
         "False:",
         "tests/steps/test_leave.py::test_an_image_that_stays_for_another_reason_keeps_its_names",
     ),
+    # Beside a program that removes images of the store by rules of its own.
+    mutant(
+        "no anchors",
+        f"{_DAEMON}/steps/protect.py",
+        "stored.top_layer is not None and not await self.store.anchor(stored)",
+        "False",
+        "tests/running/test_guard.py::test_what_is_recorded_is_guarded_and_comes_back",
+    ),
+    mutant(
+        "collect takes anchors",
+        f"{_DAEMON}/steps/leave.py",
+        "keeps = layer.parent in self._kept.layers",
+        "keeps = False",
+        "tests/steps/test_protect.py::test_anchors_go_with_the_deployment",
+    ),
+    mutant(
+        "activation does not bring back what was removed",
+        f"{_DAEMON}/running/activate.py",
+        "or protection_of(settings, store).lost(booted.record)",
+        "",
+        "tests/running/test_activate.py::test_what_another_program_has_removed_is_back_before_anything_starts",
+    ),
+    # What is fetched while the host image is being staged.
+    mutant(
+        "a head start moves names of the running system",
+        f"{_DAEMON}/running/ahead.py",
+        "names=lambda image: name_in_store(image, self._store.index(), held),",
+        "names=lambda image: image.reference,",
+        "tests/running/test_ahead.py",
+    ),
+    mutant(
+        "a head start that nobody ends",
+        f"{_DAEMON}/running/ahead.py",
+        "            self._task.cancel()\n",
+        "",
+        "tests/running/test_ahead.py",
+    ),
 )
 
 

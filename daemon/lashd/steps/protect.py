@@ -9,7 +9,6 @@ nearly all of an image, are kept from that by an anchor (`Store.anchor`). The re
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,6 @@ from lashd.words.config import Settings
 from lashd.words.errors import LashdError
 from lashd.words.model import Record, RecordedImage
 from lashd.words.reference import Reference, parse_reference
-
-log = logging.getLogger(__name__)
 
 _VERSION = b"Directory Transport Version: 1.1\n"
 _MANIFEST = "manifest.json"
@@ -102,8 +99,9 @@ class Protection:
         if not lost:
             return ()
         import asyncio
+        import logging
 
-        back = []
+        log, back = logging.getLogger(__name__), []
         for image in lost:
             digest = self._kept(image)
             if leave(image.image_id) or not digest:
