@@ -82,6 +82,21 @@ async def test_cancelling_ends_the_whole_group(tmp_path: Path) -> None:
     assert not any(alive(int(pid)) for pid in text.split())
 
 
+@pytest.mark.parametrize("steps", range(8))
+async def test_cancelling_while_it_starts_ends_the_whole_group(tmp_path: Path, steps: int) -> None:
+    """asyncio itself would end the leader alone, and then wait for as long as anybody has its pipes."""
+    pids = tmp_path / "pids"
+    task = asyncio.create_task(run(["sh", "-c", f"sleep 300 & echo $$ $! > {pids}; wait"], timeout=60))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    time.sleep(0.2)  # whatever has been started has come to a child of its own by then
+    task.cancel()
+    async with asyncio.timeout(10):
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert not any(alive(int(pid)) for pid in (pids.read_text().split() if pids.exists() else ()))
+
+
 async def test_grandchild_left_by_a_normal_end_is_ended(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     async with started(["sh", "-c", f"sleep 300 >/dev/null 2>&1 & echo $! > {pids}"]) as process:

@@ -75,8 +75,8 @@ async def started(
 
     Raises HostCommandFailed when the program is not installed.
     """
-    try:
-        process = await asyncio.create_subprocess_exec(
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
             # The child must not outlive a daemon that was killed: nobody would be left to end it.
             *("setpriv", "--pdeathsig", "KILL", "--"),
             *argv,
@@ -88,8 +88,16 @@ async def started(
             start_new_session=True,
             pass_fds=tuple(pass_fds),
         )
+    )
+    try:
+        process = await asyncio.shield(starting)
     except FileNotFoundError as error:
         raise _not_installed(error.filename or argv[0]) from error
+    except asyncio.CancelledError:
+        # Cancelled in there, asyncio ends the child alone, and waits for as long as anybody has its pipes.
+        with contextlib.suppress(OSError):
+            await _end(await starting)
+        raise
     try:
         yield process
     finally:
