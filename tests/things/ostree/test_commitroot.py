@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from lashd.steps.discover import discover, discover_in
 from lashd.things.ostree.commitroot import CommitRoot
-from lashd.things.rootfs import Entry, Unreadable
+from lashd.things.rootfs import BUDGET, Entry, TooMuch, Unreadable
 from lashd.words.progress import ignore
 from tests.things.ostree.conftest import Host, needs_root
 from tests.things.ostree.images import BASE, file, folder, symlink, write_image
@@ -81,10 +82,14 @@ async def test_as_from_the_checkout(host: Host) -> None:
     for commit in ("0" * 64, "../../config"):
         with pytest.raises(OSError, match="no whole commit"):
             CommitRoot(repository, commit)
-    for tree in (repository / "objects").glob("*/*.dirtree"):
-        tree.write_bytes(b"no tree")
-    with pytest.raises(OSError, match="no whole commit"):
-        open_root()
+    trees = tuple((repository / "objects").glob("*/*.dirtree"))
+    opened = len(list(Path("/proc/self/fd").iterdir()))
+    for content, error in ((b"no tree", OSError), (bytes(BUDGET + 1), TooMuch), (bytes(20 << 20), OSError)):
+        for tree in trees:
+            tree.write_bytes(content)
+        with pytest.raises(error):
+            open_root()
+    assert len(list(Path("/proc/self/fd").iterdir())) == opened
     config = repository / "config"
     config.write_text(config.read_text().replace("mode=bare", "mode=bare-user"))
     with pytest.raises(OSError, match="not kept as they are"):

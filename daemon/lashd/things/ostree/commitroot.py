@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from lashd.things.gvariant import parse
 from lashd.things.ostree.facts import COMMIT_TYPE, read
-from lashd.things.rootfs import Entry, Root, openat2, unreadable
+from lashd.things.rootfs import Entry, Root, TooMuch, openat2, unreadable
 
 _CONTENTS = 6  # where a commit has the checksum of its root directory
 _TREE_TYPE = "(a(say)a(sayay))"
@@ -38,7 +38,7 @@ class CommitRoot(Root):
     """
 
     def __init__(self, repository: Path, commit: str) -> None:
-        """Raises OSError when the repository is of another mode than `bare`, or has not all of the commit."""
+        """Raises TooMuch; OSError when the repository is of another mode than `bare`, or has not all of the commit."""
         if not _is_bare(repository):
             raise OSError(errno.EOPNOTSUPP, "its files are not kept as they are", os.fspath(repository))
         self._repository = repository
@@ -47,6 +47,9 @@ class CommitRoot(Root):
         try:
             self._top = parse(COMMIT_TYPE, self._object(commit, "commit"))[_CONTENTS].hex()
             self._directory(self._top)
+        except TooMuch:
+            self.close()
+            raise
         except (OSError, ValueError) as error:
             self.close()
             raise OSError(errno.ENOENT, f"it has no whole commit {commit}", os.fspath(repository)) from error
