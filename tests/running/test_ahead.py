@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bound images are fetched while their host image is being staged, and the upgrade ends as it does without that.
 
-A real repository, store and registry; on booted hosts, with bootc: tests/host/test_bootc.py.
+A real repository, store and registry; on booted hosts, with bootc: tests/host/bootc.
 """
 
 from __future__ import annotations
@@ -253,9 +253,34 @@ async def test_what_fails_is_left_to_the_bind(host: Host) -> None:
         assert images("2")["agent"].digest not in host.here
 
     host.backend.staging = staging
-    assert await host.upgrade() is not None
+    facts = await host.upgrade()
     assert {image.digest for image in images("2").values()} <= host.here
     assert host.faulty.requests(f"bench/probe/blobs/{probe}") == 1
+    # All of it was this job's work, whichever part of it fetched what; and it is told as one walk.
+    assert facts is not None
+    layers = {layer.digest: len(layer.blob) for image in images("2").values() for layer in image.layers[1:]}
+    assert (facts["images-to-fetch"], facts["bytes-to-fetch"], facts["fits"]) == (3, sum(layers.values()), True)
+    stages = [event.stage for event in host.events if isinstance(event, StageStarted)]
+    assert stages == sorted(stages, key=list(Stage).index)
+
+
+async def test_what_a_name_meant_when_it_could_not_be_fetched_is_forgotten(host: Host) -> None:
+    """A tag has moved on meanwhile, and its registry keeps nothing that has no tag."""
+    agent, newer = images("2")["agent"], images("7")["agent"]
+    host.faulty.on(f"bench/agent/blobs/{agent.layers[-1].digest}", Status(404))
+
+    async def staging() -> None:
+        await host.until_here("web", "probe")
+        await until(lambda: not host.at_work)
+        host.registry.push("bench/agent", newer, tag="1")
+
+    host.backend.staging = staging
+    facts = await host.upgrade()
+    assert newer.digest in host.here
+    assert facts is not None
+    assert facts["images-to-fetch"] == 3
+    # What was fetched is not asked for again.
+    assert host.faulty.requests("bench/(web|probe)/manifests/1") == 2
 
 
 async def test_what_was_staged_is_another(host: Host) -> None:
@@ -328,6 +353,9 @@ async def test_begin_and_join(host: Host) -> None:
         headway = await ahead.join(wanted, ignore)
     assert headway.plan is not None
     assert not headway.plan.fits
+    # What did not fit then does not tell of the bind that came later.
+    roomy = replace(headway.plan, reserve=0)
+    assert headway.figures(roomy) == roomy
     assert (headway.before, host.here) == (None, before)
     assert host.faulty.requests("/blobs/") == host.faulty.requests("bench/os/blobs/")
 
@@ -346,6 +374,14 @@ async def test_begin_and_join(host: Host) -> None:
         joining.cancel()
         await asyncio.wait([joining])
     assert not host.at_work
+
+    # Somebody damages the index of the store: the bind will say so, and mend it.
+    async with Ahead(host.backend, host.store, host.records, host.settings) as ahead:
+        host.faulty.heal()
+        ahead.begin(partial(content, fetched.checksum))
+        await host.until_here(*APPS)
+        (host.store.root / "overlay-images/images.json").write_text("[{")
+        assert (await ahead.join(wanted, ignore)).told == {}
 
 
 async def test_layers_that_this_job_has_fetched_are_not_read_again(host: Host) -> None:

@@ -18,15 +18,16 @@ from typing import Self
 from lashd.steps import pull as pulling
 from lashd.steps.discover import discover_in
 from lashd.steps.names import name_in_store, running_names
-from lashd.steps.plan import Told, require_space, told_by
+from lashd.steps.plan import NOTHING_TOLD, Told, require_space, told_by
 from lashd.steps.plan import plan as make_plan
 from lashd.steps.record import Records
 from lashd.things.host import HostBackend
 from lashd.things.rootfs import Root
 from lashd.things.store import Store
 from lashd.words.config import Settings
-from lashd.words.model import BoundImage, Plan, PullOptions
-from lashd.words.progress import Event, ItemProgress, Report, StageStarted, ignore
+from lashd.words.errors import LashdError
+from lashd.words.model import BoundImage, Plan, PlannedImage, PullOptions
+from lashd.words.progress import Event, ItemProgress, Report, Stage, StageStarted, ignore
 from lashd.words.reference import Reference
 
 log = logging.getLogger(__name__)
@@ -36,26 +37,39 @@ log = logging.getLogger(__name__)
 class Headway:
     """How far a head start has come.
 
-    `told` is what registries have answered; `before` the layers (ids) that were in the store before anything was
-    fetched, None when nothing was; `plan` what it set out to fetch.
+    `told` is what registries have answered about the images that are in the store by now; `before` the layers (ids)
+    that were in the store before anything was fetched, None when nothing was; `plan` what it set out to fetch;
+    `reported` whether the job has told that images are being fetched.
     """
 
     told: Told = field(default_factory=dict)
     before: frozenset[str] | None = None
     plan: Plan | None = None
+    reported: bool = False
 
     def figures(self, plan: Plan) -> Plan:
-        """What the whole job had to fetch, whose bind came to `plan` after this."""
-        if self.plan is None or self.plan.unresolved or _content(self.plan) != _content(plan):
+        """What the whole job had to fetch, whose bind came to `plan` after this. Each layer counts once."""
+        if self.plan is None or self.before is None:
             return plan
-        return self.plan
+        first = {_content(image): image for image in self.plan.images}
+        images = tuple(first.get(_content(image), image) for image in plan.images)
+        layers = {layer.digest: layer.size for image in images for layer in image.missing}
+        # What only the bind has found out comes on top.
+        more = plan.bytes_on_disk if any(_content(image) not in first for image in plan.absent) else 0
+        return replace(
+            self.plan,
+            images=images,
+            bytes_to_fetch=sum(layers.values()),
+            bytes_on_disk=self.plan.bytes_on_disk + more,
+            unresolved=plan.unresolved,
+        )
 
 
 NO_HEADWAY = Headway()
 
 
-def _content(plan: Plan) -> set[tuple[str, str]]:
-    return {(str(image.reference), image.digest) for image in plan.images}
+def _content(image: PlannedImage) -> tuple[str, str]:
+    return str(image.reference), image.digest
 
 
 class Ahead:
@@ -102,8 +116,23 @@ class Ahead:
             else:
                 self._relay.connect(report)
                 await asyncio.wait([self._task])
+                self._headway = replace(self._headway, reported=self._relay.stage is Stage.PULL)
             await self._end()
+            # What could not be fetched may mean something else by now, and its registry have nothing else any more.
+            self._headway = replace(self._headway, told=self._told())
         return self._headway
+
+    def _told(self) -> Told:
+        try:
+            index = self._store.index()
+        except LashdError:
+            # The bind sets aside what is damaged.
+            return NOTHING_TOLD
+        return {
+            (reference, options): manifest
+            for (reference, options), manifest in self._headway.told.items()
+            if (found := index.image_with_digest(reference.name, manifest.digest)) and self._store.complete(found)
+        }
 
     async def _end(self) -> None:
         if self._task is not None:
@@ -154,13 +183,18 @@ class _Relay:
     _items: dict[str, ItemProgress] = field(default_factory=dict)
     _listener: Report | None = None
 
+    @property
+    def stage(self) -> Stage | None:
+        """The stage that was reached, whether or not anybody listened."""
+        return None if self._stage is None else self._stage.stage
+
     def report(self, event: Event) -> None:
-        if self._listener is not None:
-            self._listener(event)
-        elif isinstance(event, StageStarted):
+        if isinstance(event, StageStarted):
             self._stage, self._items = event, {}
         else:
             self._items[event.item] = event
+        if self._listener is not None:
+            self._listener(event)
 
     def connect(self, listener: Report) -> None:
         if self._listener is None and self._stage is not None:

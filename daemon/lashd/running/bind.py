@@ -36,7 +36,7 @@ from lashd.words.model import (
     RecordedImage,
     Role,
 )
-from lashd.words.progress import Report, Stage, StageStarted
+from lashd.words.progress import Report, Stage, StageStarted, ignore
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,8 @@ class Binder:
             settings=self.settings,
             refresh=ask,
             told=headway.told,
-            report=report,
+            # Once images were being fetched the job does not go back to planning them.
+            report=ignore if headway.reported else report,
         )
         require_space(plan)
         vouched, before = self._vouched(), headway.before
