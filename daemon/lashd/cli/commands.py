@@ -71,11 +71,11 @@ the host is up to date. {_JOB_NOTE}""",
   lashctl upgrade --no-wait --json""",
     ),
     "switch": Command(
-        "follow another host image",
+        "fetch and stage another host image, which later upgrades follow",
         f"""\
 Fetch and stage another host image, fetch every image that it binds, verify them, and only then let
-the next boot start it; later upgrades follow it then. Until that boot, and after a rollback, the
-host follows the image that it follows now. {_JOB_NOTE}""",
+the next boot start it. Later upgrades follow it, from when it is staged; when it is discarded or
+rolled back, they follow the image of the system that runs. {_JOB_NOTE}""",
         """\
   lashctl switch quay.io/edge/os:next
   lashctl switch quay.io/edge/os:next --reboot window""",

@@ -193,7 +193,7 @@ NOTHING_ID = hashlib.sha256(NOTHING).hexdigest()
 
 EMPTY = StoreIndex()
 
-# The content (uncompressed digest) of a layer that `things/anchors.py` puts on top of what must stay.
+# The content (uncompressed digest) of a layer that `things/store_write.py` puts on top of what must stay.
 ANCHOR = "sha256:2f852bfa20edeccd2d032aa3faa3ae18840e615b13387d277115db2bed0fa23f"
 
 

@@ -101,6 +101,8 @@ def test_switched_by_lashd(host: Host, host_images: HostImages, host_registry: R
     assert "bootc switch, for lashd" in journal
     assert f"Queued for next boot: docker://{NEXT}" in journal
     lashctl(host, "switch", NEXT, status=77)
+    # The image that is staged is followed before it is booted.
+    lashctl(host, "upgrade", status=77)
     host_registry.stop()
     host.reboot()
     assert version_of(host) == "2"
