@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from lashd.running.ahead import NO_HEADWAY, Ahead
+from lashd.running.ahead import NO_HEADWAY, Ahead, Headway
 from lashd.running.walk import Walk
 from lashd.steps.discover import discover
 from lashd.steps.record import Records
@@ -27,8 +27,9 @@ from lashd.things.ostree.lockfile import Lock, read_lock, write_lock
 from lashd.things.store import Store
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
-from lashd.words.model import Deployment, HostImage, Role
+from lashd.words.model import Deployment, HostImage, Layer, Plan, PlannedImage, Role
 from lashd.words.progress import Event, ItemProgress, Report, Stage, StageStarted, ignore
+from lashd.words.reference import parse_reference
 from tests.bench.service import settings_below
 from tests.support.faulty import Faulty, Stall, Status
 from tests.support.host import write_root
@@ -382,6 +383,23 @@ async def test_begin_and_join(host: Host) -> None:
         await host.until_here(*APPS)
         (host.store.root / "overlay-images/images.json").write_text("[{")
         assert (await ahead.join(wanted, ignore)).told == {}
+
+
+def test_figures_of_two_parts() -> None:
+    """Of an image that only the bind has heard of, one that was fetched ahead, and one that both had to fetch."""
+    shared, lower, upper = (Layer(f"sha256:{number * 64}", 10, "tar") for number in "abc")
+
+    def image(name: str, *missing: Layer, present: bool = False) -> PlannedImage:
+        return PlannedImage(parse_reference(f"registry.example/{name}:1"), f"sha256:{name}", (), present, None, missing)
+
+    failed = LashdError(ErrorName.NETWORK_UNAVAILABLE)
+    first = Plan((image("web", shared, lower), image("agent", shared)), 20, 50, 180, 100, failed)
+    then = Plan((image("web", present=True), image("agent", shared), image("probe", upper, lower)), 30, 40, 140, 100)
+    figures = Headway({}, frozenset(), first).figures(then)
+    assert [one.missing for one in figures.images] == [(shared, lower), (shared,), (upper, lower)]
+    assert (len(figures.absent), figures.bytes_to_fetch, figures.bytes_on_disk) == (3, 30, 80)
+    assert figures.fits
+    assert figures.unresolved is None
 
 
 async def test_layers_that_this_job_has_fetched_are_not_read_again(host: Host) -> None:

@@ -56,11 +56,13 @@ class Headway:
         layers = {layer.digest: layer.size for image in images for layer in image.missing}
         # What only the bind has found out comes on top.
         more = plan.bytes_on_disk if any(_content(image) not in first for image in plan.absent) else 0
+        # Both did fit, whatever the sum of two estimates is.
+        room = max(self.plan.bytes_free - self.plan.reserve, self.plan.bytes_on_disk)
         return replace(
             self.plan,
             images=images,
             bytes_to_fetch=sum(layers.values()),
-            bytes_on_disk=self.plan.bytes_on_disk + more,
+            bytes_on_disk=min(self.plan.bytes_on_disk + more, room),
             unresolved=plan.unresolved,
         )
 
