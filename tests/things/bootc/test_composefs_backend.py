@@ -417,6 +417,23 @@ async def test_a_root_that_cannot_be_mounted_is_unknown(host: Host, caplog: pyte
     assert caught.value.name is ErrorName.BOUND_IMAGE_INVALID
 
 
+async def test_a_mount_that_is_none_is_no_empty_root(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    """Which would bind nothing, and pass. So it is where bootc mounts it in a mount namespace of its own."""
+    backend = host.backend()
+    host.version(2, "app")
+    host.bootc("upgrade")
+    bootc = host.root / "usr/bin/bootc"
+    bootc.rename(bootc.with_name("real"))
+    bootc.write_text(f'#!/bin/sh\nexec unshare --mount {bootc.with_name("real")} "$@"\n')
+    bootc.chmod(0o755)
+    with caplog.at_level(logging.WARNING):
+        await backend.make_readable()
+    assert "nothing is mounted" in caplog.text
+    assert not host.of(Role.STAGED).root.exists()
+    verdict = Gate(host.settings, since=0, nextroot=host.path / "nextroot").shut_down()
+    assert verdict.result is Passed.HELD
+
+
 @pytest.mark.parametrize(("binds", "passes"), [((), True), (("app",), False)])
 async def test_the_gate_reads_the_copy(host: Host, binds: tuple[str, ...], passes: bool) -> None:
     """Nothing bound: nothing to wait for. Something: it is not in a store that is not there."""
