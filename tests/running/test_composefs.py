@@ -17,14 +17,15 @@ from lashd.running import gate
 from lashd.running.gate import PASSED, Gate
 from lashd.steps.shutdowns import Shutdowns, boot_id
 from lashd.things import composefs
+from lashd.things.bootc.deployments import ComposefsSysroot
 from lashd.things.composefs import STAGED, read_note
 from lashd.words import config, files
 from lashd.words.config import PathSettings, Settings
-from lashd.words.model import Order, Passed, Verdict
+from lashd.words.model import Order, Passed, Role, Verdict
 from tests.conftest import REPOSITORY
 
 HOLD, CHECK = (REPOSITORY / "packaging/libexec" / name for name in ("hold", "passed"))
-ID, OTHER = "a1" * 64, "b2" * 64
+ID, OTHER, RUNNING = "a1" * 64, "b2" * 64, "c3" * 64
 KEY = f"{ID}.0"
 
 
@@ -81,7 +82,7 @@ def host(tmp_path: Path) -> Host:
     names = ("state", "run", "ostree_run", "composefs_run", "root")
     for name in (*names, "root/proc"):
         (tmp_path / name).mkdir()
-    (tmp_path / "root/proc/cmdline").write_text(f"root=UUID=1 composefs={OTHER} rw\n")
+    (tmp_path / "root/proc/cmdline").write_text(f"root=UUID=1 composefs={RUNNING} rw\n")
     return Host(replace(Settings(), paths=PathSettings(**{name: tmp_path / name for name in names})))
 
 
@@ -238,6 +239,35 @@ def test_a_soft_reboot_goes_with_what_is_held(
     verdict = host.end()
     assert down == ([host.settings.paths.root / "run/nextroot"] if taken else [])
     assert ("soft-reboot-cancelled" in [code for code, _ in verdict.reasons]) is taken
+
+
+@pytest.mark.parametrize(("policy", "taken"), [("hold", True), ("warn", False)])
+def test_a_soft_reboot_to_what_was_never_staged(
+    host: Host, monkeypatch: pytest.MonkeyPatch, policy: str, taken: bool
+) -> None:
+    """As 'bootc rollback --soft-reboot' prepares it."""
+    host.policy(policy)
+    down: list[Path] = []
+    monkeypatch.setattr(module, "mounted", lambda nextroot: True)
+    monkeypatch.setattr(module, "take_down", lambda run, nextroot: down.append(nextroot))
+    verdict = host.end()
+    assert verdict.result is Passed.NOTHING
+    assert (len(down), "soft-reboot-cancelled" in [code for code, _ in verdict.reasons]) == (taken, taken)
+
+
+def test_after_a_soft_reboot(host: Host) -> None:
+    """Into what was staged: the note and the kernel's command line are still there, and it is not staged."""
+    host.stage(text())
+    (host.settings.paths.root / "proc/1").mkdir()
+    (host.settings.paths.root / "proc/1/mountinfo").write_text(
+        f"1 0 0:1 / / rw - rootfs rootfs rw\n27 1 0:30 / / ro,relatime shared:1 - overlay composefs:{ID} ro\n"
+        "28 27 0:31 / /etc rw - ext4 /dev/vda rw\n"
+    )
+    verdict = host.end()
+    assert (verdict.result, verdict.deployment) == (Passed.NOTHING, "")
+    (booted,) = ComposefsSysroot(host.settings).deployments()
+    assert (booted.key, booted.roles) == (KEY, {Role.BOOTED})
+    assert not host.finalised()
 
 
 def test_a_flag_that_cannot_be_set_is_told(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,8 +48,8 @@ def decide_now(
         except Unreadable as error:
             # bootc may well understand what we do not: the missing word of ours keeps it back.
             return _told(write, None, Decision(False, ((UNKNOWN, f"{run / STAGED} cannot be understood: {error}."),)))
-        if note is None:
-            return _without(sysroot, judge, write)
+        if note is None or note.deployment == sysroot.booted:
+            return _without(settings, sysroot, judge, write, nextroot)
         staged = sysroot.staged(note)
         decision = _decide(settings, judge, staged)
         if not decision.release:
@@ -77,13 +77,18 @@ def _decide(settings: Settings, judge: Judge, staged: Deployment) -> Decision:
     return at_shutdown(staged, seen, order, settings.gate.policy)
 
 
-def _without(sysroot: ComposefsSysroot, judge: Judge, write: Callable[[Verdict], None]) -> Verdict:
+def _without(
+    settings: Settings, sysroot: ComposefsSysroot, judge: Judge, write: Callable[[Verdict], None], nextroot: Path
+) -> Verdict:
     """Nothing is staged: what is first in the boot order boots, and is looked at."""
     everything = sysroot.deployments()
     following: Deployment | None = None
     reasons: list[Reason] = []
     if everything:  # else its kernel was not told what it has booted, and bootc itself finds nothing
         following, reasons = check_boot_order(everything, judge, _leave)
+    if settings.gate.policy == "hold":
+        # Of a rollback, for example; nothing tells which deployment it is.
+        reasons += _soft_reboot(settings, nextroot)
     name, digest = (following.key, following.digest or "") if following else ("", "")
     verdict = Verdict(Passed.NOTHING, boot_id(), int(time.time()), name, digest, tuple(reasons))
     write(verdict)
@@ -141,7 +146,7 @@ def _let_through(settings: Settings, note: Note, passed: str) -> bool:
 
 
 def _soft_reboot(settings: Settings, nextroot: Path) -> tuple[Reason, ...]:
-    """bootc mounts what a soft reboot would start, whatever the flag says; it goes with what is held."""
+    """bootc mounts what a soft reboot would start, whatever the flag says; it goes unless what is staged passes."""
     if not mounted(nextroot):
         return ()
     try:

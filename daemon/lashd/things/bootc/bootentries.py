@@ -21,6 +21,8 @@ MENU = "grub2/user.cfg"  # GRUB with unified kernel images
 _ID = r"(?P<id>[0-9a-f]{128}|[0-9a-f]{64})"
 # The kernel's argument; a question mark says that files need no fs-verity.
 _ARGUMENT = re.compile(rf"composefs=\??{_ID}")
+# What the root is mounted from: the usual one, and one whose changes are not kept.
+_SOURCE = re.compile(rf"(?:composefs:|transient:composefs=){_ID}")
 # A unified kernel image, whose arguments are in it, is called by the id.
 _KERNEL = re.compile(rf"(?:^|[/_-]){_ID}\.efi$")
 _CHAINLOADER = re.compile(rf"^\s*chainloader\s+\S*?{_ID}\.efi\s*$", re.MULTILINE)
@@ -41,20 +43,30 @@ def installed(root: Path) -> tuple[str, ...]:
 
 
 def booted(root: Path) -> str:
-    """The id of the running deployment, which its kernel was told; empty when it was told none."""
-    return next((found["id"] for word in _cmdline(root) if (found := _ARGUMENT.fullmatch(word))), "")
+    """The id of the running deployment; empty when it cannot be told.
 
-
-def verity_may_be_missing(root: Path) -> bool:
-    """Whether the running system was booted without the demand that each file has its fs-verity digest."""
-    return any(word.startswith("composefs=?") for word in _cmdline(root))
-
-
-def _cmdline(root: Path) -> list[str]:
+    Its kernel was told, but a soft reboot starts another one under the same kernel: what counts is what is mounted.
+    """
     try:
-        return (root / "proc/cmdline").read_text("ascii", "replace").split()
+        words = (root / "proc/cmdline").read_text("ascii", "replace").split()
     except OSError:
-        return []
+        return ""
+    told = next((found["id"] for word in words if (found := _ARGUMENT.fullmatch(word))), "")
+    return (_mounted(root) or told) if told else ""
+
+
+def _mounted(root: Path) -> str:
+    """The id that the root is mounted from, as bootc calls it; empty when it is called otherwise."""
+    try:
+        lines = (root / "proc/1/mountinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    for line in reversed(lines):  # of several on one mountpoint the last one is seen
+        before, _, after = line.partition(" - ")
+        if before.split(" ")[4:5] == ["/"]:
+            found = _SOURCE.fullmatch([*after.split(" "), ""][1])
+            return found["id"] if found else ""
+    return ""
 
 
 def _from_entries(directory: Path) -> tuple[str, ...]:

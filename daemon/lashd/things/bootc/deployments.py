@@ -62,19 +62,23 @@ class ComposefsSysroot:
         return (self._run, self._state, self.roots.directory, *bootentries.directories(self._root))
 
     def note(self) -> Note | None:
-        """What is staged; None also when that cannot be understood."""
+        """What is staged; None also when that cannot be understood.
+
+        The note outlives a soft reboot into what it names, which is staged no more then.
+        """
         with contextlib.suppress(composefs.Unreadable):
-            return read_note(self._run)
+            note = read_note(self._run)
+            return None if note is not None and note.deployment == self.booted else note
         return None
 
     def deployments(self) -> tuple[Deployment, ...]:
         """In boot order, a staged one first; the rollback is the first that is neither booted nor staged."""
         booted, note = self.booted, self.note()
         staged = note.deployment if note is not None else ""
-        order = [id for id in self.order() if id != staged or id == booted]
+        order = [id for id in self.order() if id != staged]
         if booted and booted not in order:
             order.insert(0, booted)
-        found = [self.staged(note)] if note is not None and staged != booted else []
+        found = [self.staged(note)] if note is not None else []
         rollback = next((id for id in order if id != booted), "")
         for id in order:
             kind, role = (Kind.BOOTED, Role.BOOTED) if id == booted else (Kind.INSTALLED, Role.ROLLBACK)
