@@ -381,6 +381,8 @@ async def test_begin_and_join(host: Host) -> None:
         host.faulty.heal()
         ahead.begin(partial(content, fetched.checksum))
         await host.until_here(*APPS)
+        # The last of those who write it has ended.
+        await until(lambda: not host.at_work)
         (host.store.root / "overlay-images/images.json").write_text("[{")
         assert (await ahead.join(wanted, ignore)).told == {}
 

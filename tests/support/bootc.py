@@ -8,7 +8,8 @@ brackets are the sections of the notes on bootc 1.16 that it follows; docs/bootc
 
 /etc/bootc-stand-in.json may say: `version`; `images_first` (fetch bound images before staging, as versions after
 1.16.9 do); `locked_seconds` (how long it keeps the lock before it does anything); `staging_seconds` (how much longer
-than here it takes from the commit to what is staged); `babble` (so many bytes of progress).
+than here it takes from the commit to what is staged); `staging_until` (a file that it waits for between the two);
+`babble` (so many bytes of progress).
 """
 
 from __future__ import annotations
@@ -132,6 +133,7 @@ class Bootc:
         self.options = options
         self.images_first = config.get("images_first", False)
         self.staging_seconds = config.get("staging_seconds", 0)
+        self.staging_until = config.get("staging_until", "/")
         self.sysroot = OSTree.Sysroot.new_default()
         self.sysroot.set_mount_namespace_in_use()
         self.sysroot.load(None)
@@ -281,6 +283,8 @@ class Bootc:
             self.pull_bound(self.checkout(commit), verb)
         step("deploying")
         time.sleep(self.staging_seconds)
+        while not Path(self.staging_until).exists():
+            time.sleep(0.05)
         origin = self.GLib.KeyFile.new()
         origin.set_string("origin", "container-image-reference", f"ostree-unverified-registry:{image}")
         options = self.OSTree.SysrootDeployTreeOpts()
