@@ -293,7 +293,7 @@ def test_what_a_thorough_look_finds_damaged_is_taken_back(
     host.run("unshare", "--mount", "--propagation", "private", "sh", "-c", change)
     # Whoever only looks which layers are there sees nothing of it.
     lashctl(host, "verify", "staged")
-    assert released(described(host))
+    wait_until(host, released)
     lashctl(host, "verify", "staged", "--deep", status=18)
     # It stays as it is as long as it cannot be fetched again.
     wait_until(host, lambda now: now["gate"] == "held" and "unverified" in codes(now))

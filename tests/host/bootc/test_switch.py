@@ -95,7 +95,7 @@ def test_switched_by_lashd(host: Host, host_images: HostImages, host_registry: R
     settle(host)
     publish_next(host_registry, host_images.second)
     lashctl(host, "switch", NEXT)
-    assert released(described(host))
+    wait_until(host, released)
     assert set(states(host, "staged").values()) == {"present"}
     journal = host.run("journalctl", "-b", "-u", "lashd-bootc.service").output
     assert "bootc switch, for lashd" in journal

@@ -128,7 +128,7 @@ def test_a_cancelled_upgrade_stops_bootc(host: Host, host_images: HostImages, ho
     host.run("sh", "-c", f"mkdir -p {folder} && cat > {folder}/10.conf", input=drop_in.encode())
     configure(host, staging_seconds=2)
     lashctl(host, "upgrade")
-    assert released(described(host))
+    wait_until(host, released)
     host_registry.stop()
     host.reboot()
     assert version_of(host) == "2"
