@@ -9,6 +9,7 @@ import shutil
 from typing import Any, Protocol
 
 from lashd.running.adoption import Adoption
+from lashd.running.asking import Asking, how_it_stands
 from lashd.running.chores import Chores
 from lashd.running.delay import Delay
 from lashd.running.jobs import Initiator, Job, Jobs, Outcome
@@ -72,6 +73,7 @@ class Service(Reader):
         self._orders = Orders(backend, self._shutdowns)
         self._chores = Chores(backend, store, records, self._shutdowns, settings.paths.root)
         self._adoption = Adoption(view, store, records, self._tell)
+        self._asking = Asking(jobs, lambda: how_it_stands(view, jobs))
         self._starter = Starter(jobs, backend, walk, self._adoption)
         self._own = OwnWork(
             *(settings, backend, view, self._adoption, self._starter),
@@ -240,7 +242,7 @@ class Service(Reader):
             facts["fetch"] = [f"{image.reference} {image.bytes_to_fetch}" for image in plan.absent]
             return Outcome(False, facts)
 
-        return self.jobs.start("plan", work, initiator, options, slot=False)
+        return self._asking.start("plan", work, initiator, options)
 
     def check(self, options: Options, initiator: Initiator) -> tuple[Job, bool]:
         """Is there a newer host image, and have floating bound images moved on? Changes nothing."""
@@ -250,7 +252,7 @@ class Service(Reader):
             facts = await self._walk.newest()
             return Outcome(False, {**facts, **await self._walk.moved(self._default())})
 
-        return self.jobs.start("check", work, initiator, options, slot=False)
+        return self._asking.start("check", work, initiator, options)
 
     def verify(self, options: Options, initiator: Initiator) -> tuple[Job, bool]:
         """Compare the store with what is recorded for a deployment."""
