@@ -31,6 +31,9 @@ lint: setup ## ruff, mypy, import-linter
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
+rights: need-root setup ## who may call what, measured with a real polkitd; see docs/authorisation.md
+	$(PYTHON) -m pytest tests/bus/test_rights.py -s -q
+
 # One process more than there are cores: hosts that boot mostly wait.
 test: need-root setup ## all tests
 	$(PYTHON) -m pytest -n $$(($$(nproc) + 1)) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
@@ -50,4 +53,4 @@ faults: need-root setup ## faults on booted hosts, many times each, about an hou
 mutants: need-root setup ## each safeguard taken out in a copy: a test must turn red; JOBS=2
 	$(PYTHON) -m tests.faults.mutants --jobs $(or $(JOBS),2)
 
-.PHONY: help setup need-root demo demo-shell demo-stop lint test bench bootc writers faults mutants
+.PHONY: help setup need-root demo demo-shell demo-stop lint rights test bench bootc writers faults mutants

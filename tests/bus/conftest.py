@@ -19,6 +19,8 @@ import pytest
 
 import lashd.bus  # noqa: F401  (the package itself stays, its modules are exchanged)
 from tests.bus.fake import FakeService
+from tests.support.caller import Caller, caller
+from tests.support.polkitd import Polkitd, polkitd
 from tests.support.users import as_user
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -45,6 +47,7 @@ POLICY = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configurat
     <allow send_destination="org.freedesktop.DBus"/>
   </policy>
   <include>{policy}</include>
+  <include ignore_missing="yes">/usr/share/dbus-1/system.d/org.freedesktop.PolicyKit1.conf</include>
 </busconfig>
 """
 
@@ -83,6 +86,25 @@ def address() -> Iterator[str]:
         yield address
 
 
+@contextlib.contextmanager
+def bus_with_polkit() -> Iterator[Polkitd]:
+    """polkitd on a bus of its own: a module whose fixture `address` is that bus has its door there."""
+    with (
+        private_bus() as (address, _daemon),
+        tempfile.TemporaryDirectory(prefix="lashd-polkit-", dir="/tmp") as work,
+        polkitd(address, Path(work)) as running,
+    ):
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def session(polkit: Polkitd, uid: int) -> AsyncIterator[Caller]:
+    """A process of user `uid`, in that user's login session if there is one."""
+    async with caller(polkit.address, uid) as process:
+        polkit.log_in(process.pid, uid)
+        yield process
+
+
 @pytest.fixture(params=["dbus_next", "dbus_fast"])
 def bus_modules(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """The modules of lashd.bus, imported anew on top of one of the two libraries."""
@@ -90,7 +112,19 @@ def bus_modules(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     before = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("lashd.bus.")}
     package = sys.modules["lashd.bus"]
     attributes = dict(vars(package))
-    names = ("library", "service", "objects", "rows", "contract", "tree", "dispatch", "authorise", "options", "paths")
+    names = (
+        "library",
+        "service",
+        "objects",
+        "rows",
+        "contract",
+        "tree",
+        "dispatch",
+        "authorise",
+        "options",
+        "paths",
+        "polkit",
+    )
     yield SimpleNamespace(**{name: importlib.import_module(f"lashd.bus.{name}") for name in names})
     for name in [name for name in sys.modules if name.startswith("lashd.bus.")]:
         del sys.modules[name]

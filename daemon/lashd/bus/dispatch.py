@@ -39,6 +39,8 @@ class Dispatcher:
         self._tasks: dict[asyncio.Task[None], str] = {}
         self._by_sender: Counter[str] = Counter()
         self._by_user: Counter[int] = Counter()
+        # Called when lashd is about to end, before its jobs are ended: nothing new may begin from then on.
+        self.stopping: Callable[[], None] = lambda: None
 
     def start(self) -> None:
         self._connection.serve(self.handle)

@@ -255,6 +255,20 @@ class Connection:
         """Call a method of the bus itself."""
         return await self.call(BUS, BUS_PATH, BUS, member, signature, body)
 
+    def post(
+        self, destination: str, path: str, interface: str, member: str, signature: str = "", body: Sequence[Any] = ()
+    ) -> None:
+        """Call a method without wanting an answer, also where nothing can be waited for. Starts no service."""
+        self._send(
+            destination=destination,
+            path=path,
+            interface=interface,
+            member=member,
+            signature=signature,
+            body=list(body),
+            flags=_MessageFlag.NO_REPLY_EXPECTED | _MessageFlag.NO_AUTOSTART,
+        )
+
     async def request_name(self, name: str) -> None:
         """Own `name`, without waiting in a queue for it. Raises BusError."""
         (result,) = await self.call_bus("RequestName", "su", [name, 4])

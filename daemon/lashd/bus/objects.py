@@ -125,7 +125,7 @@ class Door:
                 options["image"] = decode_image(method, *image)
             actions = [action] + [more for key, more in (implied or {}).items() if options.get(key) not in NOT_IMPLIED]
             # Authorised first, and only then does the service look at the state and take the slot.
-            initiator = await self._authority.authorise(call, *actions, name=options.get("initiator", ""))
+            initiator = await self._authority.authorise(call, *actions, verb=method.lower(), options=options)
             job, joined = start(options, initiator)
             if joined:
                 job.details["joined"] = True
@@ -141,7 +141,7 @@ class Door:
 
         async def handle(call: Call) -> list[Any]:
             options = decode(method, call.body[0])
-            initiator = await self._authority.authorise(call, action, name=options.get("initiator", ""))
+            initiator = await self._authority.authorise(call, action, options=options)
             await give(options, initiator)
             self.state_changed()
             return []
@@ -168,9 +168,10 @@ class Door:
         return [generation]
 
     async def _cancel(self, job: Job, call: Call) -> list[Any]:
-        decode("Cancel", call.body[0])
+        options = decode("Cancel", call.body[0])
         if call.uid != job.initiator.uid:
-            await self._authority.authorise(call, "cancel-other")
+            verb = f"cancel job {job.id}, {job.kind} of user {job.initiator.uid}"
+            await self._authority.authorise(call, "cancel-other", verb=verb, options=options)
         job.cancel()
         return []
 

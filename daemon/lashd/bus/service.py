@@ -93,6 +93,8 @@ async def serve(service: Service, address: str = "") -> int:
             if not told:
                 log.error("The connection to the bus was lost; lashd ends, so that systemd starts it anew")
             notify("STOPPING=1", "STATUS=Ending what is in progress.")
+            # No prompt is answered, and no job begins, while the others are ended.
+            dispatcher.stopping()
             # Jobs are ended while the bus still carries the news of it.
             return 0 if await _stopped(service) and told else 1
         finally:
@@ -113,6 +115,7 @@ async def open_doors(connection: Connection, service: Service) -> Dispatcher:
     tree = Tree(connection, ROOT)
     authority = Authority(connection)
     dispatcher = Dispatcher(connection, tree, authority.uid)
+    dispatcher.stopping = authority.stop
     left = Match(sender=BUS, path=BUS_PATH, interface=BUS, member="NameOwnerChanged", arguments={2: ""})
 
     def caller_left(message: Message) -> None:

@@ -44,7 +44,7 @@ the booted deployment unless told otherwise.""",
         """\
 Ask the registries whether the image that this host follows is newer by now, and whether floating
 images that it binds have moved on, which an upgrade brings only with a newer host image. Nothing
-is changed, but asking with the host's credentials needs root. Ends with 77 when nothing is newer.""",
+is changed, but asking with the host's credentials is not for everybody. Ends with 77 when nothing is newer.""",
         """\
   lashctl check
   lashctl check --json | jq .job.details.newer""",
@@ -105,7 +105,7 @@ refuses unless told --drop-staged. {_JOB_NOTE}""",
         """\
 Look whether every image that a deployment is bound to is in the store, complete and unchanged: the
 booted deployment unless another is named. With --deep every layer is read again, which takes a
-while, and what is damaged counts as not verified from then on; 'lashctl bind' repairs it. Needs root.""",
+while, and what is damaged counts as not verified from then on; 'lashctl bind' repairs it.""",
         """\
   lashctl verify
   lashctl verify staged --deep""",
