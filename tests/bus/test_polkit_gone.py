@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""polkit that goes away while it asks, and is not there: only root may then, and everybody is told so."""
+"""A prompt that ends because polkit goes, or lashd does; and what goes for whom then."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Iterator
 
 import pytest
 
+from lashd.bus import library
 from tests.bus.conftest import bus_with_polkit, session
+from tests.bus.test_service import daemon, owned
 from tests.support.agent import agent
 from tests.support.polkitd import ADMIN, Polkitd
 
@@ -46,3 +49,25 @@ async def test_polkit_goes_during_a_prompt_and_comes_back(door, polkit, caplog) 
         finally:
             polkit.start()
         assert await admin.call("Plan", "a{sv}", {}) == ""
+
+
+@pytest.mark.parametrize("which", ["dbus_next", "dbus_fast"])
+async def test_lashd_is_told_to_end_during_a_prompt(polkit, which) -> None:
+    """The whole process: the prompt goes and the caller is told, before anything else is ended."""
+    client = await library.connect(polkit.address)
+    async with (
+        daemon(polkit.address, which) as process,
+        session(polkit, ADMIN) as admin,
+        agent(library, polkit.address) as screen,
+    ):
+        await owned(client)
+        await screen.look_after(admin.pid)
+        asked = asyncio.create_task(admin.call("Upgrade", "a{sv}", {}, interactive=True))
+        prompt = await screen.prompt()
+        process.send_signal(signal.SIGTERM)
+        assert await asked == "Disconnected"
+        assert admin.said == "lashd is being stopped; ask again in a moment."
+        assert await asyncio.wait_for(screen.cancelled.get(), 5) == prompt.cookie
+        assert await asyncio.wait_for(process.wait(), 5) == 0
+        assert b"Traceback" not in await process.stderr.read()
+    await client.disconnect()
