@@ -19,6 +19,7 @@ import pytest
 
 import lashd.bus  # noqa: F401  (the package itself stays, its modules are exchanged)
 from tests.bus.fake import FakeService
+from tests.support import brokers
 from tests.support.caller import Caller, caller
 from tests.support.polkitd import Polkitd, polkitd
 from tests.support.users import as_user
@@ -52,16 +53,41 @@ POLICY = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configurat
 """
 
 
+NO_BROKER = pytest.mark.skipif(brokers.program() is None, reason="no dbus-broker here; packaging/setup brings it")
+# What these are about does not depend on the bus.
+ON_ONE_BUS = ("test_damaged",)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What meets the bus is tried on both that distributions use."""
+    if "address" in metafunc.fixturenames and metafunc.module.__name__.rpartition(".")[2] not in ON_ONE_BUS:
+        both = ["dbus-daemon", pytest.param("dbus-broker", marks=NO_BROKER)]
+        metafunc.parametrize("address", both, indirect=True, scope="session")
+
+
 @contextlib.contextmanager
-def private_bus(services: str = "") -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A dbus-daemon of its own: (address, process). `services`: the directory of what it can start."""
+def private_bus(
+    services: str = "", broker: str = "dbus-daemon", limits: str = ""
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A bus of its own: (address, process). `services`: the directory of what a dbus-daemon can start.
+
+    `limits`: elements for the configuration of a dbus-daemon.
+    """
     # Below /tmp, because another user must reach it and a socket's path has only 107 characters.
     directory = Path(tempfile.mkdtemp(prefix="lashd-bus-", dir="/tmp"))
     directory.chmod(0o755)
     config = directory / "bus.conf"
     startable = f"<servicedir>{services}</servicedir>\n</busconfig>" if services else "</busconfig>"
-    policy = POLICY.replace("</busconfig>", startable)
-    config.write_text(policy.format(directory=directory, policy=REPOSITORY / "dbus/io.github.lashd1.conf"))
+    policy = POLICY.replace("</busconfig>", limits + startable)
+    ours = REPOSITORY / "dbus/io.github.lashd1.conf"
+    if broker == "dbus-broker":
+        try:
+            with brokers.dbus_broker(directory / "socket", [POLICY, ours.read_text()]) as process:
+                yield f"unix:path={directory}/socket", process
+        finally:
+            shutil.rmtree(directory)
+        return
+    config.write_text(policy.format(directory=directory, policy=ours))
     # It says its address when it listens; the socket's file is there a moment before, and refuses.
     daemon = subprocess.Popen(
         ["dbus-daemon", f"--config-file={config}", "--nofork", "--nopidfile", "--print-address"],
@@ -81,8 +107,9 @@ def private_bus(services: str = "") -> Iterator[tuple[str, subprocess.Popen[byte
 
 
 @pytest.fixture(scope="session")
-def address() -> Iterator[str]:
-    with private_bus() as (address, _daemon):
+def address(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a bus: dbus-daemon's, or of the one that the test is parametrised with."""
+    with private_bus(broker=getattr(request, "param", "dbus-daemon")) as (address, _daemon):
         yield address
 
 
