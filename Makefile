@@ -53,4 +53,7 @@ faults: need-root setup ## faults on booted hosts, many times each, about an hou
 mutants: need-root setup ## each safeguard taken out in a copy: a test must turn red; JOBS=2
 	$(PYTHON) -m tests.faults.mutants --jobs $(or $(JOBS),2)
 
-.PHONY: help setup need-root demo demo-shell demo-stop lint rights test bench bootc writers faults mutants
+fuzz: setup ## a million made-up inputs to the parsers of what others wrote, some minutes; INPUTS=1000000 SEED=1
+	$(PYTHON) -m tests.fuzz --inputs $(or $(INPUTS),1000000) --seed $(or $(SEED),1)
+
+.PHONY: help setup need-root demo demo-shell demo-stop lint rights test bench bootc writers faults mutants fuzz

@@ -245,6 +245,19 @@ def test_hostile_targets(deployment: Deployment, at: str, make: Callable[[Path],
     assert why in entry.problem
 
 
+@pytest.mark.parametrize(
+    "target", ["/x\n[31m", "/x\x1b[2J\x1b[1mSafe\x1b[0m", "\x85\u2028", "/" + "x/" * 2000, "-" * 255]
+)
+def test_a_link_target_cannot_write_on_a_terminal(deployment: Deployment, target: str) -> None:
+    deployment.bind("b.container")
+    (deployment.bound / "a.container").symlink_to(target)
+    found = deployment.discover()
+    assert [image.unit for image in found.images] == ["b.container"]
+    (entry,) = found.bad
+    assert entry.problem.isprintable()
+    assert len(entry.problem) < 600
+
+
 def test_hostile_entries(deployment: Deployment) -> None:
     os.mkfifo(deployment.bound / "a.container")
     (deployment.bound / "b.container").mkdir()

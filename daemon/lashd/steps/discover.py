@@ -181,7 +181,9 @@ class _Discoverer:
         try:
             real_path = self._root.real_path(path)
         except Unreadable as error:
-            raise Unusable(f"it points to '{self._root.link_target(path)}', which {error}") from error
+            target = self._root.link_target(path)
+            shown = target if len(target) <= _TOLD else f"{target[:_TOLD]}…"
+            raise Unusable(f"it points to '{shown}', which {error}") from error
         if name not in self._quadlets or extension(name) != kind:
             name = self._quadlets.name_of(real_path) or ""
         if name and extension(name) == kind:
@@ -243,7 +245,7 @@ class _Discoverer:
 
     def _report(self, name: str, why: str) -> None:
         shown = _printable(name)
-        self._bad.append(BadEntry(shown, f"The entry '{shown}' of bound-images.d cannot be bound: {why}."))
+        self._bad.append(BadEntry(shown, f"The entry '{shown}' of bound-images.d cannot be bound: {_printable(why)}."))
 
 
 def _printable(name: str) -> str:
