@@ -29,6 +29,8 @@ _PLACES = (
     ("dbus/*.xml", "usr/share/dbus-1/interfaces"),
     ("dbus/*.policy", "usr/share/polkit-1/actions"),
     ("dbus/polkit/*.policy", "usr/share/polkit-1/actions"),
+    # Its database is made at the first boot, by systemd-journal-catalog-update.service.
+    ("packaging/lashd.catalog", "usr/lib/systemd/catalog"),
     ("README.md", "usr/share/doc/lashd"),
     ("docs/*", "usr/share/doc/lashd/docs"),
 )

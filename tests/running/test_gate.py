@@ -29,6 +29,7 @@ from lashd.things.store import Store
 from lashd.words import config, files
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
+from lashd.words.events import MessageId
 from lashd.words.model import Deployment, Order, Owed, Passed, Role, Verdict
 from tests.bench.service import furnish, settings_below
 from tests.conftest import REPOSITORY
@@ -779,6 +780,51 @@ def test_settings_that_cannot_be_read_hold(
     said = capsys.readouterr().out
     assert str(error) in said
     assert "The settings that lashd comes with" in said
+    # Where the journal listens it is told there, and nowhere else.
+    sent: list[dict[str, str]] = []
+    monkeypatch.setattr(module.journal, "tell", lambda stream, said, fields, **_: not sent.append(fields))
+    assert module.main(["stop"]) == 0
+    assert sent[0] == {"MESSAGE_ID": MessageId.SETTINGS_BROKEN.value}
+    assert str(error) not in capsys.readouterr().out
+
+
+@pytest.fixture
+def entries(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, dict[str, str]]]:
+    """What goes to the journal with fields: sentence, priority, fields."""
+    found: list[tuple[str, int, dict[str, str]]] = []
+
+    def tell(stream: object, sentence: str, fields: dict[str, str], *, priority: int, identifier: str) -> bool:
+        found.append((sentence, priority, fields))
+        return identifier == "lashd-gate"
+
+    monkeypatch.setattr(module.journal, "tell", tell)
+    return found
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_what_it_came_to_is_told_with_an_id(
+    monkeypatch: pytest.MonkeyPatch, stage: Stage, lose_image, entries, capsys, *, lost: bool
+) -> None:
+    if lost:
+        lose_image()
+    play_program(monkeypatch, stage, "stopping")
+    assert module.main(["stop"]) == 0
+    result, message, level = ("held", "GATE_HELD", 4) if lost else ("released", "GATE_PASSED", 6)
+    about = {"LASHD_DEPLOYMENT": stage.staged.key, "LASHD_DIGEST": stage.staged.digest}
+    fields = {"MESSAGE_ID": MessageId[message].value, **{key: value for key, value in about.items() if value}}
+    assert entries == [(f"{result}: {stage.staged.key}", level, fields)]
+    # The reasons follow as ever, and are not said twice.
+    said = capsys.readouterr().out
+    assert "released" not in said
+    assert bool(said) is lost
+
+
+def test_a_gate_that_fails_is_told_with_an_id(monkeypatch: pytest.MonkeyPatch, stage: Stage, entries) -> None:
+    play_program(monkeypatch, stage, "", "stopping")
+    monkeypatch.setattr(module, "_PATIENCE", 0)
+    assert module.main(["stop"]) == 1
+    ((_, _, fields),) = entries
+    assert (fields["MESSAGE_ID"], fields["LASHD_ERROR"]) == (MessageId.GATE_HELD, "Internal")
 
 
 def test_when_the_system_was_booted() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -21,6 +22,7 @@ from lashd.things import store_write
 from lashd.things.store import Store
 from tests.steps.test_protect import AGENT, ONE, OTHER, record
 from tests.support.stores import make_store, podman_remove, put, remove_layer_directory, stored
+from tests.support.told import told
 
 
 @contextlib.asynccontextmanager
@@ -41,6 +43,7 @@ async def until(true: Callable[[], bool]) -> None:
 
 
 async def test_what_is_recorded_is_guarded_and_comes_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     store, records = make_store(tmp_path), Records(tmp_path / "records")
     put(store, ONE, f"{AGENT}@{ONE.digest}")
     busy = True
@@ -62,6 +65,7 @@ async def test_what_is_recorded_is_guarded_and_comes_back(tmp_path: Path, caplog
         records.remove("abc.0")
         await until(lambda: not list((tmp_path / "images").iterdir()))
     assert not [each for each in caplog.records if each.levelname == "WARNING"]
+    assert told(caplog) == [{"NAME": "BROUGHT_BACK", "LASHD_DEPLOYMENT": "abc.0"}]
 
 
 @pytest.mark.parametrize("fails", ["anchor", "copy"])

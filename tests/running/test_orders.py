@@ -22,6 +22,7 @@ from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import Deployment, Order, Role
 from tests.running.test_service import SCHEMA
 from tests.running.test_walk import StagingBackend
+from tests.support.told import told
 
 DIGEST = "sha256:" + "d" * 64
 STAGED = Deployment(
@@ -62,7 +63,13 @@ def orders(backend: Backend, shutdowns: Shutdowns) -> Orders:
 @pytest.mark.parametrize("held", [True, False])
 @pytest.mark.parametrize("complete", [True, False])
 async def test_only_what_is_incomplete_is_let_through_by_order(
-    orders: Orders, backend: Backend, shutdowns: Shutdowns, *, held: bool, complete: bool
+    orders: Orders,
+    backend: Backend,
+    shutdowns: Shutdowns,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    held: bool,
+    complete: bool,
 ) -> None:
     """To take back one's own hold does not switch the gate off for what happens later."""
     if held:
@@ -75,6 +82,9 @@ async def test_only_what_is_incomplete_is_let_through_by_order(
     else:
         assert order is not None
         assert (order.hold, order.uid, order.reason) == (False, 1001, "now")
+    entries = [(entry["NAME"], entry["LASHD_UID"], entry["LASHD_DEPLOYMENT"]) for entry in told(caplog)]
+    assert entries[-1] == ("RELEASED" if complete else "FORCED", "1001", STAGED.key)
+    assert entries[:-1] == [("HELD", "1000", STAGED.key)] * held
 
 
 async def test_a_release_that_fails_leaves_the_order_before(

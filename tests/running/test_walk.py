@@ -29,6 +29,7 @@ from tests.support.host import write_root
 from tests.support.images import build, random_bytes
 from tests.support.registry import Registry
 from tests.support.stores import remove_layer_directory, stored
+from tests.support.told import told
 
 
 @pytest.fixture
@@ -167,7 +168,9 @@ def asking(settings: Settings, faulty: Faulty, tag: str = "1", **pull: float) ->
     return Walk(backend, store, Records(settings.paths.state / "records"), settings), backend
 
 
-async def test_what_is_damaged_stays_until_it_can_be_fetched_again(settings: Settings, registry: Registry) -> None:
+async def test_what_is_damaged_stays_until_it_can_be_fetched_again(
+    settings: Settings, registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
     """A container runs from it, and is started from it again: better damaged than gone."""
     backend = StagingBackend(settings)
     await furnish(registry, settings, 2)
@@ -188,9 +191,11 @@ async def test_what_is_damaged_stays_until_it_can_be_fetched_again(settings: Set
         assert (caught.value.name, caught.value.retryable) == (ErrorName.NETWORK_UNAVAILABLE, True)
         assert {image.id for image in store.index().images} == images
         assert victim.read_bytes() == bytes(len(content))
+        assert {entry["NAME"] for entry in told(caplog)} == {"STORE_DAMAGED"}
     finally:
         registry.start()
     await walk.bind(booted, ignore)
+    assert {entry["NAME"] for entry in told(caplog)} == {"STORE_DAMAGED", "STORE_MENDED"}
     (again,) = (settings.store / "overlay").glob("*/diff/opt/data-1/0")
     assert again.read_bytes() == content
 

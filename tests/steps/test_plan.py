@@ -26,6 +26,7 @@ from tests.support.faulty import Faulty, Reset, Status
 from tests.support.images import Image, build, build_index, files, random_bytes
 from tests.support.registry import Registry
 from tests.support.stores import make_store, put, remove_layer_directory
+from tests.support.told import told
 
 FOREIGN = "s390x" if architecture() != "s390x" else "amd64"
 BASE = random_bytes(50_000, seed=1)
@@ -213,7 +214,7 @@ async def test_what_means_the_same_is_one_planned_image(store: Store, settings: 
 
 
 async def test_all_are_asked_and_every_failure_is_named(
-    store: Store, settings: Settings, faulty: Faulty, registry: Registry
+    store: Store, settings: Settings, faulty: Faulty, registry: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:
     registry.push("a/good", ONE, "v1")
     faulty.on(r"a/secret", Status(401))
@@ -230,6 +231,12 @@ async def test_all_are_asked_and_every_failure_is_named(
     assert "a/secret" in caught.value.message
     states = {event.item.partition("/")[2]: event.state for event in heard if isinstance(event, ItemProgress)}
     assert states == {"a/absent:v1": "failed", "a/secret:v1": "failed", "a/good:v1": "done"}
+    assert told(caplog) == [], "who only asks has not failed to fetch"
+    await planned(store, settings, *(faulty.reference(name, "v1") for name in names), complain=True)
+    assert {(entry["NAME"], entry["LASHD_ERROR"], entry["LASHD_RETRYABLE"]) for entry in told(caplog)} == {
+        ("IMAGE_FAILED", "NotFound", "no"),
+        ("IMAGE_FAILED", "AuthenticationFailed", "no"),
+    }
 
 
 @pytest.mark.parametrize("fault", [Status(500), Reset()])

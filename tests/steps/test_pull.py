@@ -32,6 +32,7 @@ from tests.support.faulty import Cut, Faulty, Garble, Length, Reset, Stall, Stat
 from tests.support.images import Image, LayerBlob, build, build_index, files, random_bytes
 from tests.support.registry import Registry
 from tests.support.stores import make_store, put, remove_layer_directory, stored
+from tests.support.told import told
 
 FOREIGN = "s390x" if architecture() != "s390x" else "amd64"
 BASE = random_bytes(300_000, seed=1)
@@ -328,7 +329,7 @@ async def test_one_that_fails_does_not_stop_the_others(
 
 
 async def test_all_failures_are_in_one_error(
-    faulty: Faulty, registry: Registry, store: Store, settings: Settings
+    faulty: Faulty, registry: Registry, store: Store, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     texts = pushed(faulty, registry, [ONE, TWO, build([b"3"])])
     once = with_(settings, attempts=1)
@@ -341,6 +342,21 @@ async def test_all_failures_are_in_one_error(
     assert "2 of 3" in caught.value.message
     assert texts[0] in caught.value.message
     assert texts[1] in caught.value.message
+    # Each is told once, with what is needed to find it, and whether anybody has to do something.
+    entries = {entry["LASHD_REFERENCE"]: entry for entry in told(caplog)}
+    assert set(entries) == {str(image.reference) for image in made.images[:2]}
+    for image, name, retryable in zip(made.images, ("DigestMismatch", "NotFound"), ("yes", "no"), strict=False):
+        assert entries[str(image.reference)] == {
+            "NAME": "IMAGE_FAILED",
+            "LASHD_ERROR": name,
+            "LASHD_RETRYABLE": retryable,
+            "LASHD_DIGEST": image.digest,
+            "LASHD_REFERENCE": str(image.reference),
+        }
+    caplog.clear()
+    with pytest.raises(LashdError):
+        await pull(made, store=store, settings=once, complain=False)
+    assert told(caplog) == []
 
 
 async def test_a_registry_that_is_gone(faulty: Faulty, registry: Registry, store: Store, settings: Settings) -> None:

@@ -10,6 +10,8 @@ import socket
 import sys
 from typing import Any
 
+from lashd.words.events import of_job
+
 # Attributes of a log record (given as `extra`) that become fields of the journal entry start with this.
 FIELD_PREFIX = "LASHD_"
 
@@ -64,6 +66,7 @@ def fields(record: logging.LogRecord) -> dict[str, Any]:
         "CODE_FILE": record.pathname,
         "CODE_LINE": record.lineno,
         "CODE_FUNC": record.funcName or "",
+        **of_job(),
         **{key: str(value) for key, value in vars(record).items() if key.startswith(FIELD_PREFIX)},
         **({"MESSAGE_ID": str(vars(record)["MESSAGE_ID"])} if "MESSAGE_ID" in vars(record) else {}),
     }

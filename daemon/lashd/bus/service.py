@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import lashd
 from lashd.bus.journal import notify, set_up_logging
 from lashd.words.errors import ErrorName, LashdError
+from lashd.words.events import MessageId, fields
 
 if TYPE_CHECKING:
     from lashd.bus.dispatch import Dispatcher
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return asyncio.run(_run(options.settings, options.bus))
     except LashdError as error:
-        log.error("%s", error.message)
+        broken = error.name is ErrorName.INVALID_ARGUMENT
+        log.error("%s", error.message, extra=fields(MessageId.SETTINGS_BROKEN, error=error.name) if broken else None)
         notify(f"STATUS={' '.join(error.message.split())}")
         return error.exit_status
     except BusError as error:

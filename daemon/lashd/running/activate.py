@@ -14,16 +14,16 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
 
 from lashd.running.booted import Booted, check, look
 from lashd.steps.names import Digests, digests_of, give_names, moves, wrong_names
 from lashd.steps.protect import protection_of
-from lashd.things import bars
+from lashd.things import bars, journal
 from lashd.things.store import Store
-from lashd.words import files
+from lashd.words import events, files
 from lashd.words.config import DIRECTORIES, Settings, load_or_default
 from lashd.words.errors import LashdError
+from lashd.words.events import MessageId
 from lashd.words.model import BoundImage
 
 # A boot is not kept waiting for longer; the unit's own limit is a little above.
@@ -73,7 +73,7 @@ async def activate(settings: Settings, booted: Booted) -> dict[str, str]:
     with contextlib.suppress(LashdError, TimeoutError):
         async with asyncio.timeout(LIMIT_SECONDS / 2):
             for sentence in await protection_of(settings, store).bring_back(booted.record):
-                _say(_INFO, sentence)
+                _say(_INFO, sentence, MessageId.BROUGHT_BACK)
     try:
         wanted = moves(store.index(), bound, digests)
         if wanted:
@@ -135,7 +135,7 @@ def _wrong(image: BoundImage, digests: Digests, store: Store, problem: str) -> s
 async def _publish(settings: Settings, bound: Sequence[BoundImage], wrong: Mapping[str, str]) -> None:
     """Say it where others look: in a file, in the journal, and to systemd when such services must not start."""
     for sentence in wrong.values():
-        _say(_ERROR, sentence)
+        _say(_ERROR, sentence, MessageId.RUNNING_LACKS)
     strict = settings.gate.strict_names
     services = {image.service: wrong[image.unit] for image in bound if image.unit in wrong} if strict else {}
     report, reasons = settings.paths.run / _REPORT, settings.paths.run / _BARRED
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 when all names are right (with --check: all images there), 1 when not, 2 for usage."""
     only_check, directories = _options(sys.argv[1:] if arguments is None else arguments)
     # Else, for a mistake in a settings file, the new system would run the old one's applications.
-    settings = load_or_default(lambda sentence: _say(_ERROR, sentence), directories)
+    settings = load_or_default(lambda sentence: _say(_ERROR, sentence, MessageId.SETTINGS_BROKEN), directories)
     try:
         booted = look(settings)
         if booted is None:
@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if only_check:
             told = check(booted)
             for well, sentence in told:
-                _say(_INFO if well else _ERROR, sentence)
+                _say(_INFO if well else _ERROR, sentence, None if well else MessageId.RUNNING_LACKS)
             return 0 if all(well for well, _ in told) else 1
         if in_order(settings, booted):
             return 0
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problem = error.message
     except OSError as error:
         problem = f"The names of the booted deployment could not be judged: {error}."
-    _say(_ERROR, problem)
+    _say(_ERROR, problem, MessageId.RUNNING_LACKS)
     if not only_check:
         _note_failure(settings, problem)
     return 1
@@ -229,20 +229,15 @@ def _options(arguments: Sequence[str]) -> tuple[bool, Sequence[Path]]:
     return options.check, options.settings or DIRECTORIES
 
 
-def _say(level: int, sentence: str) -> None:
+def _say(level: int, sentence: str, message: MessageId | None = None) -> None:
     stream = sys.stderr if level < _INFO else sys.stdout
+    fields = events.fields(message) if message is not None else {}
+    if fields and journal.tell(stream, sentence, fields, priority=level, identifier="activate"):
+        return
     # systemd takes the number in front for the priority of the line in the journal.
-    prefix = f"<{level}>" if _is_journal(stream) else ""
+    prefix = f"<{level}>" if journal.goes_to_journal(stream) else ""
     with contextlib.suppress(OSError):
         print(f"{prefix}{sentence}", file=stream, flush=True)
-
-
-def _is_journal(stream: TextIO) -> bool:
-    try:
-        status = os.fstat(stream.fileno())
-    except (OSError, ValueError):
-        return False
-    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 if __name__ == "__main__":

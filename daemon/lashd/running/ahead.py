@@ -170,6 +170,7 @@ class Ahead:
                 settings=self._settings,
                 names=lambda image: name_in_store(image, self._store.index(), held),
                 report=self._relay.report,
+                complain=False,
             )
 
 

@@ -23,8 +23,10 @@ from lashd.steps.verify import mend, repair, verify
 from lashd.things.host import HostBackend
 from lashd.things.registry import resolve
 from lashd.things.store import Store
+from lashd.words import events
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
+from lashd.words.events import MessageId
 from lashd.words.model import (
     BoundImage,
     Deployment,
@@ -86,7 +88,7 @@ class Binder:
         headway = NO_HEADWAY if ahead is None else await ahead.join(found.images, report)
         plan, images, changed = await self._fetch(found, record, held, report, ask=ask, headway=headway)
         if images is None:
-            await repair(plan.images, self.store, self._vouched(), within_reach=self._require_reachable)
+            _mended(await repair(plan.images, self.store, self._vouched(), within_reach=self._require_reachable))
             plan, images, _ = await self._fetch(found, record, held, report, ask=ask, last=True)
             changed = True
         assert images is not None
@@ -128,8 +130,7 @@ class Binder:
         Without anything to record the store holds damaged content, unless this was the `last` try, which raises.
         """
         mended = await mend(self.store)
-        for sentence in mended:
-            log.warning("%s", sentence)
+        _mended(mended)
         # What a deployment that is not new has run with is what its names mean here, and not in the registry by now.
         plan = await make_plan(
             found.images,
@@ -140,6 +141,7 @@ class Binder:
             told=headway.told,
             # Once images were being fetched the job does not go back to planning them.
             report=ignore if headway.reported else report,
+            complain=True,
         )
         require_space(plan)
         vouched, before = self._vouched(), headway.before
@@ -160,7 +162,7 @@ class Binder:
         except LashdError as error:
             if last or error.name is not ErrorName.STORE_DAMAGED:
                 raise
-            log.warning("%s", error.message)
+            log.warning("%s", error.message, extra=events.fields(MessageId.STORE_DAMAGED, error=error.name))
             return plan, None, True
         return plan, images, bool(mended or plan.absent or fresh)
 
@@ -172,7 +174,7 @@ class Binder:
             log.debug("%s", error.message)  # of what is wrong with the store the plan will speak
             return False
         for sentence in back:
-            log.info("%s", sentence)
+            log.info("%s", sentence, extra=events.fields(MessageId.BROUGHT_BACK))
         return bool(back)
 
     def _vouched(self) -> frozenset[str]:
@@ -202,6 +204,11 @@ class Binder:
         return Role.STAGED in deployment.roles or not any(
             Role.BOOTED in one.roles for one in self.backend.deployments()
         )
+
+
+def _mended(sentences: Sequence[str]) -> None:
+    for sentence in sentences:
+        log.warning("%s", sentence, extra=events.fields(MessageId.STORE_MENDED))
 
 
 async def _require_unchanged(staged: Deployment, found: Discovery) -> None:

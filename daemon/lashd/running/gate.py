@@ -18,25 +18,27 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from lashd.running.judge import Judge, Reason
 from lashd.running.nextboot import NOT_RESTORED, RESTORED, check_boot_order, check_soft_reboot, put_first_now
 from lashd.running.unfinished import GATE_FAILED, NOT_FINISHED, named, sentence, shown
 from lashd.steps.decide import UNKNOWN
 from lashd.steps.shutdowns import Shutdowns, boot_id, owing
-from lashd.things import composefs
+from lashd.things import composefs, journal
 from lashd.things.host import Staging
 from lashd.things.manager import STOPPING, ask_for_time, system_state
 from lashd.things.ostree.deployments import OstreeSysroot
 from lashd.things.ostree.facts import staged_arguments, staged_initrds
 from lashd.things.ostree.lockfile import STAGED, Lock, look_at_lock, put_back, remove_lock, write_lock
 from lashd.things.ostree.nextroot import NEXTROOT
-from lashd.words import files
+from lashd.words import events, files
 from lashd.words.config import Settings, load_or_default
-from lashd.words.errors import LashdError
+from lashd.words.errors import ErrorName, LashdError
+from lashd.words.events import MessageId
 from lashd.words.model import Deployment, Passed, Role, Verdict
 
 # In lashd's run directory: a copy of ostree's note of what was let through; packaging/libexec/passed compares the two.
@@ -74,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What Python says of it goes to the journal with all the rest.
         gate.failed(error.message if isinstance(error, LashdError) else "")
         raise
-    _say(f"{verdict.result.value}: {verdict.deployment or 'nothing is staged'}", *(why for _, why in verdict.reasons))
+    _tell(verdict)
     return 0
 
 
@@ -88,7 +90,7 @@ def _state() -> str:
 
 def _settings() -> Settings:
     """The host's settings; those that lashd comes with hold, so they stand in for what cannot be read."""
-    return load_or_default(_say)
+    return load_or_default(lambda sentence: _say(sentence, events.fields(MessageId.SETTINGS_BROKEN)))
 
 
 class Gate:
@@ -173,7 +175,7 @@ class Gate:
             return
         with contextlib.suppress(Exception):
             verdict = self._unfinished(GATE_FAILED, why)
-            _say(*(why for _, why in verdict.reasons))
+            _tell(verdict, error=ErrorName.INTERNAL)
             self._write(verdict)
 
     def _look(self, everything: Sequence[Deployment]) -> None:
@@ -297,9 +299,30 @@ def _said_when_it_fails() -> Iterator[None]:
         _say(str(error))
 
 
-def _say(*sentences: str) -> None:
-    for one in sentences:
-        print(one, flush=True)
+# What a shutdown came to, for whoever is to be alerted; of the rest nobody is.
+_MESSAGES = {
+    Passed.RELEASED: MessageId.GATE_PASSED,
+    Passed.HELD: MessageId.GATE_HELD,
+    Passed.RESTORED: MessageId.GATE_HELD,
+}
+_WARNING, _INFO = 4, 6  # syslog's
+
+
+def _tell(verdict: Verdict, error: str = "") -> None:
+    """Say what the shutdown came to, and why."""
+    message = _MESSAGES.get(verdict.result)
+    fields = (
+        events.fields(message, error=error, deployment=verdict.deployment, digest=verdict.digest) if message else {}
+    )
+    _say(f"{verdict.result.value}: {verdict.deployment or 'nothing is staged'}", fields)
+    for _, why in verdict.reasons:
+        _say(why)
+
+
+def _say(sentence: str, fields: Mapping[str, str] = MappingProxyType({})) -> None:
+    level = _INFO if fields.get("MESSAGE_ID") == MessageId.GATE_PASSED else _WARNING
+    if not (fields and journal.tell(sys.stdout, sentence, fields, priority=level, identifier="lashd-gate")):
+        print(sentence, flush=True)
 
 
 def booted_at() -> float:

@@ -13,6 +13,7 @@ from lashd.running.retries import Retries
 from lashd.steps.protect import Protection
 from lashd.steps.record import Records
 from lashd.things.inotify import Watcher
+from lashd.words import events
 from lashd.words.errors import LashdError
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,9 @@ class Guard:
         failed: set[str] = set()
         for record in records:
             for sentence in await self._protection.bring_back(record, leave=self._leave):
-                log.info("%s", sentence)
+                log.info(
+                    "%s", sentence, extra=events.fields(events.MessageId.BROUGHT_BACK, deployment=record.deployment)
+                )
             failed |= {image.image_id for image in self._protection.lost(record)}
         problems = await self._protection.protect(records, leave=self._leave)
         if self._busy():

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lashd.running.tally import Tally
+from lashd.words import events
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.progress import Event, ItemProgress, Stage, StageStarted
 
@@ -85,6 +86,7 @@ class Job:
     items_done = property(lambda self: self._tally.items_done)
     items_total = property(lambda self: self._tally.items_total)
     attempt = property(lambda self: self._tally.attempt)
+    retries = property(lambda self: self._tally.retries)
     next_attempt = property(lambda self: int(self._tally.next_attempt))
 
     @property
@@ -150,6 +152,7 @@ class Job:
             await asyncio.wait([self._task])
 
     async def _run(self, work: Work) -> None:
+        events.enter_job(self.uuid, self.kind)
         self.state = "running"
         self._changed({"state"}, at_once=True)
         try:
@@ -191,7 +194,14 @@ class Job:
         log.info(
             "Job %d (%s) %s%s",
             *(self.id, self.kind, result, f": {error.message}" if error else ""),
-            extra={"LASHD_JOB": self.uuid, "LASHD_KIND": self.kind, "LASHD_ERROR": self.error_name},
+            extra=events.fields(
+                events.MessageId.JOB_ENDED,
+                job=self.uuid,
+                kind=self.kind,
+                result=self.result,
+                error=self.error_name,
+                retryable=None if error is None else error.retryable,
+            ),
         )
         self._table.finished(self)
 

@@ -18,6 +18,7 @@ from typing import Protocol
 from lashd.running.blocked import gate_ignored, ignored
 from lashd.running.jobs import Job, Jobs
 from lashd.running.lookout import Lookout
+from lashd.running.passage import log_released
 from lashd.running.reconcile import MEMORY, RESTAGE, Do, Facts, Step, next_step, wanted
 from lashd.running.retries import Retries
 from lashd.running.view import View
@@ -26,8 +27,10 @@ from lashd.things.bootc.announcement import settle
 from lashd.things.host import HostBackend
 from lashd.things.inotify import Watcher
 from lashd.things.logind import inhibited
+from lashd.words import events
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
+from lashd.words.events import MessageId
 from lashd.words.model import Deployment, Owed, Role
 
 log = logging.getLogger(__name__)
@@ -88,7 +91,10 @@ class Keeper:
         """Begin to keep: what is staged is held when this returns. With the policy `off` only what happened is told."""
         booted, verdict = self._role(Role.BOOTED), self.verdict
         if gate_ignored(verdict, booted, self._boot) and verdict is not None and booted is not None:
-            log.error("%s %s", booted.key, ignored(verdict, booted), extra={"LASHD_ERROR": "GateIgnored"})
+            told = events.fields(
+                MessageId.GATE_IGNORED, error="GateIgnored", deployment=booted.key, digest=booted.digest
+            )
+            log.error("%s %s", booted.key, ignored(verdict, booted), extra=told)
         if self._gate.policy != "off":
             self._watcher.start()
             self._lookout.watch(self._noticed)
@@ -229,12 +235,16 @@ class Keeper:
                 await self._remember(lambda: None)
                 log.info("The staged deployment %s is not waited for any more: %s", given_up, step.why)
             case Do.COUNT if self.owed is not None:
-                log.warning("A reboot has not brought up %s, which was staged before it", self.owed.deployment)
+                told = events.fields(MessageId.REBOOT_WASTED, deployment=self.owed.deployment, digest=self.owed.digest)
+                log.warning(
+                    "A reboot has not brought up %s, which was staged before it", self.owed.deployment, extra=told
+                )
                 await self._remember(self._counted)
             case Do.FORGET_ORDER:
                 await asyncio.to_thread(self._shutdowns.give_order, None)
             case Do.DECLARE if staged is not None:
                 await self._backend.release(staged)
+                log_released(staged)
             case Do.BIND if step.deployment is not None:
                 self._hands.keep_bound(step.deployment)
             case Do.GIVE_UP if (job := self._jobs.active) is not None:

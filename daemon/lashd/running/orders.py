@@ -14,7 +14,9 @@ from lashd.running.jobs import Initiator
 from lashd.steps.shutdowns import Shutdowns
 from lashd.things.composefs import unlocking
 from lashd.things.host import HostBackend
+from lashd.words import events
 from lashd.words.errors import ErrorName, LashdError
+from lashd.words.events import MessageId
 from lashd.words.model import Deployment, Order, Owed
 
 log = logging.getLogger(__name__)
@@ -85,7 +87,9 @@ class Orders:
         except LashdError:
             await asyncio.to_thread(self.shutdowns.give_order, before)
             raise
-        log.warning("User %d ordered that %s is held back: %s", by.uid, staged.key, reason or "no reason given")
+        told = events.fields(MessageId.HELD, deployment=staged.key, digest=staged.digest, uid=by.uid)
+        why = reason or "no reason given"
+        log.warning("User %d ordered that %s is held back: %s", by.uid, staged.key, why, extra=told)
 
     async def release(self, staged: Deployment, by: Initiator, reason: str, *, complete: bool) -> None:
         """Take back that it is held; only what is not `complete` is from then on let through as it is.
@@ -107,7 +111,10 @@ class Orders:
             await asyncio.to_thread(self.shutdowns.give_order, before)
             raise
         what = "is not held back any more" if complete else "is let through although images are missing"
-        log.warning("User %d ordered that %s %s: %s", by.uid, staged.key, what, reason or "no reason given")
+        message = MessageId.RELEASED if complete else MessageId.FORCED
+        told = events.fields(message, deployment=staged.key, digest=staged.digest, uid=by.uid)
+        why = reason or "no reason given"
+        log.warning("User %d ordered that %s %s: %s", by.uid, staged.key, what, why, extra=told)
 
     async def _give(self, order: Order | None) -> Order | None:
         before = self.shutdowns.order()

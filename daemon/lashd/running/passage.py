@@ -13,6 +13,7 @@ from lashd.steps.shutdowns import Shutdowns
 from lashd.steps.verify import classify
 from lashd.things.host import HostBackend
 from lashd.things.store import Store
+from lashd.words import events
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import Deployment, Discovery, ImageState, Order, Record, Role
@@ -71,6 +72,7 @@ class Passage:
         except LashdError:
             await self.backend.hold(deployment)
             raise
+        log_released(deployment)
         return True
 
     def _require_release(self, deployment: Deployment, found: Discovery, record: Record) -> None:
@@ -97,3 +99,11 @@ class Passage:
         """What an operator said about the staged `deployment`, if anything."""
         order = Shutdowns(self.settings.paths.state, self.settings.paths.run).order()
         return order if order is not None and order.is_for(deployment) else None
+
+
+def log_released(staged: Deployment) -> None:
+    """Say that `staged` was declared ready."""
+    told = events.fields(events.MessageId.RELEASED, deployment=staged.key, digest=staged.digest)
+    log.info(
+        "%s is ready: all of its bound images are verified, and the next reboot brings it up", staged.key, extra=told
+    )

@@ -13,6 +13,7 @@ from lashd.running.reboot_ways import Outlook, Ways
 from lashd.steps.reboot import ATTEMPTS, choose_manner
 from lashd.things import rebooting
 from lashd.things.rebooting import Going
+from lashd.words import events
 from lashd.words.errors import ErrorName, LashdError
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ class RebootUnit:
                 return ""  # systemd may have heard it: how the unit is will tell
             self._notes.ask(replace(self._notes.asked, started=None))
             return _logged(f"The reboot could not be started. {error.message}")
-        log.info("Rebooting by %s", unit)
+        told = events.fields(events.MessageId.REBOOT_STARTED, deployment=outlook.target.rpartition("/")[2])
+        log.info("Rebooting by %s into %s", unit, outlook.target, extra=told)
         return ""
 
     async def look_after(self) -> str:

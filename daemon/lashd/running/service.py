@@ -30,6 +30,7 @@ from lashd.things.bootc.others import others
 from lashd.things.host import HostBackend
 from lashd.things.primary import PrimaryStore
 from lashd.things.store import Store
+from lashd.words import events
 from lashd.words.config import Settings
 from lashd.words.errors import TOLD, ErrorName, LashdError
 from lashd.words.model import Owed, Role
@@ -83,6 +84,7 @@ class Service(Reader):
         self._delay = Delay()
         self._barred_note = settings.paths.run / "activation.json"
         self._restarts_note = settings.paths.run / "restarts.json"
+        self.stopping = False  # from then on less is known than before
         self._listeners: list[Listener] = []
         self._tasks: list[asyncio.Task[None]] = []
         self.jobs.subscribe(self)
@@ -142,6 +144,7 @@ class Service(Reader):
 
     async def stop(self) -> None:
         """End the keeper, the jobs and the adoption; what was fetched stays."""
+        self.stopping = True
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
             await keeper.stop()
@@ -188,6 +191,11 @@ class Service(Reader):
             facts = await self._walk.roll_back(drop_staged=options.get("drop-staged", False), report=job.report)
             # Neither what was dropped nor what a reboot has lost before may come back over it.
             await self._forget_staged()
+            if facts is not None:
+                told = events.fields(
+                    events.MessageId.ROLLBACK_QUEUED, deployment=facts["deployment"], uid=initiator.uid
+                )
+                log.warning("The next boot is the way back, to %s", facts["version"] or facts["deployment"], extra=told)
             return Outcome(facts is not None, facts or {})
 
         return self._starter.start("rollback", work, initiator, options)

@@ -31,6 +31,12 @@ class Tally:
         self._stage_total = 0
         self._before_bytes = 0
         self._stage_from = 0.0
+        self._retries = 0
+
+    @property
+    def retries(self) -> int:
+        """How many attempts failed and were made again."""
+        return self._retries
 
     def visible(self) -> dict[str, Any]:
         """The attributes that are shown, by name."""
@@ -52,6 +58,11 @@ class Tally:
         self.bytes_done = self.bytes_total
 
     def _count_item(self, event: ItemProgress) -> None:
+        before = self._items.get(event.item)
+        if event.state == "retrying" and (
+            before is None or (before.state, before.attempt) != ("retrying", event.attempt)
+        ):
+            self._retries += 1
         self._items[event.item] = event
         self.item, self.attempt, self.next_attempt = event.item, event.attempt, event.next_attempt
         # An attempt that starts anew reports fewer bytes than the one before it: the sum must not shrink.

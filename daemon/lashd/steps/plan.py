@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from lashd.steps.failed import log_failed
 from lashd.steps.schedule import delay, most_at_once, unpacking_at_once
 from lashd.things import manifests
 from lashd.things.registry import resolve
@@ -51,6 +52,7 @@ async def plan(
     refresh: bool = True,
     told: Told = NOTHING_TOLD,
     report: Report = ignore,
+    complain: bool = False,
 ) -> Plan:
     """Find out what each of `bound` means and which of its layers the store does not have.
 
@@ -59,7 +61,7 @@ async def plan(
     moment ago is in `told`. Layers that the index has but
     whose directory is gone are to be fetched (take them out of the store first: `verify.mend`).
     An image that nobody can tell about does not stop the others: `unresolved` of the plan is one error that names all
-    of them. Raises StoreDamaged when the index cannot be read.
+    of them; the journal hears of each if it is to `complain`. Raises StoreDamaged when the index cannot be read.
     """
     report(StageStarted(Stage.PLAN, items_total=len(bound)))
     uses: dict[tuple[Reference, PullOptions], list[BoundImage]] = {}
@@ -75,6 +77,8 @@ async def plan(
                     meaning = await _asked(meaning, options, store, settings, told, report)
         except LashdError as error:
             report(ItemProgress(str(reference), "failed", error=error.message))
+            if complain:
+                log_failed(reference, error)
             return error
         report(ItemProgress(str(reference), "done"))
         return meaning

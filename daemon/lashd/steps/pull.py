@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lashd.steps.failed import log_failed
 from lashd.steps.line import Line, Load
 from lashd.steps.names import name_in_store, source_of
 from lashd.steps.schedule import Schedule, delay, most_at_once, unpacking_at_once
@@ -40,13 +41,20 @@ Names = Callable[[PlannedImage], Reference]
 
 
 async def pull(
-    plan: Plan, *, store: Store, settings: Settings, names: Names | None = None, report: Report = ignore
+    plan: Plan,
+    *,
+    store: Store,
+    settings: Settings,
+    names: Names | None = None,
+    report: Report = ignore,
+    complain: bool = True,
 ) -> None:
     """Copy every absent image of `plan` into the store, by digest. Nothing is synced or verified here.
 
     One image's failure does not stop the others. Raises, after all have been tried, one LashdError that names every
     image that failed: with the name of the first permanent failure, or a retryable one when all may pass. Cancelling
-    ends every process and removes partial downloads; finished layers stay.
+    ends every process and removes partial downloads; finished layers stay. The journal hears of what failed if it is
+    to `complain`.
     """
     report(StageStarted(Stage.PULL, plan.bytes_to_fetch, len(plan.absent)))
     if not plan.absent:
@@ -56,7 +64,7 @@ async def pull(
     # A run that was killed could not remove its downloads.
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
     await _Pull(
-        plan, store, settings, names or (lambda image: name_in_store(image, store.index())), folder, report
+        plan, store, settings, names or (lambda image: name_in_store(image, store.index())), folder, report, complain
     ).run()
 
 
@@ -78,13 +86,21 @@ class _Item:
 
 class _Pull:
     def __init__(
-        self, plan: Plan, store: Store, settings: Settings, names: Names, folder: Path, report: Report
+        self,
+        plan: Plan,
+        store: Store,
+        settings: Settings,
+        names: Names,
+        folder: Path,
+        report: Report,
+        complains: bool,
     ) -> None:
         self._store = store
         self._settings = settings
         self._names = names
         self._folder = folder
         self._report = report
+        self._complains = complains
         self._items = [
             _Item(image, sizes={layer.digest: layer.size for layer in image.missing}) for image in plan.absent
         ]
@@ -208,6 +224,8 @@ class _Pull:
         seconds = delay(self._settings.pull, item.attempt, failure)
         if not failure.retryable or item.attempt >= self._settings.pull.attempts or seconds > LONGEST_WAIT:
             item.error = failure
+            if self._complains:
+                log_failed(item.image.reference, failure, digest=item.image.digest, attempts=item.attempt)
             self._tell(item, "failed", error=failure.message)
             return False
         self._tell(item, "retrying", next_attempt=time.time() + seconds, error=failure.message)

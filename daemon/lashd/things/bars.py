@@ -13,6 +13,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from lashd.things.journal import send
+
 # Whatever else a service may be called, systemd has no unit of such a name.
 _SERVICE = re.compile(r"[A-Za-z0-9:_.\\@-]+\.service", re.ASCII)
 _DROP_IN = "50-lashd-names.conf"
@@ -62,9 +64,4 @@ def log_for(service: str, sentence: str, *, journal: Path) -> None:
     `journal` is the journal's socket; nothing happens without one. Needs uid 0, or the journal files it under us.
     """
     lines = {"MESSAGE": sentence.replace("\n", " "), "PRIORITY": "3", "SYSLOG_IDENTIFIER": "lashd"}
-    lines["OBJECT_SYSTEMD_UNIT"] = service
-    message = "".join(f"{key}={value}\n" for key, value in lines.items())
-    import socket  # not at an ordinary boot
-
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        sender.sendto(message.encode(), os.fspath(journal))
+    send(lines | {"OBJECT_SYSTEMD_UNIT": service}, journal=journal)
