@@ -10,8 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse
+from prometheus_client.parser import text_string_to_metric_families as parse_plain
 
 from demo.host import Host
+from lashd.words.events import MessageId
 from tests.host.conftest import HostImages, publish
 from tests.host.test_walk import described, lashctl, lock_of, states, version_of, wait_for_page
 from tests.support.noticed import stage
@@ -65,6 +68,16 @@ worker.deploy(commit, origin, "")
 """
 
 
+# What an ordinary client says and gets.
+SCRAPE = """
+import socket
+client = socket.socket(socket.AF_UNIX)
+client.connect("/run/lashd/metrics.sock")
+client.sendall(b"GET /metrics HTTP/1.1\\r\\nHost: lashd\\r\\n\\r\\n")
+print(client.makefile("rb").read().decode(), end="")
+"""
+
+
 def prepare(host: Host, settings: str = SETTINGS) -> str:
     """Quick retries, the daemon alone, and v2 in the repository; answers its ref."""
     script = "mkdir -p /etc/lashd/lashd.d && cat > /etc/lashd/lashd.d/test.toml && systemctl restart lashd"
@@ -94,10 +107,26 @@ def kill_daemon(host: Host) -> None:
     host.run("systemctl", "kill", "--signal=KILL", "--kill-whom=main", "lashd")
 
 
+def entries(host: Host, message: MessageId, *more: str) -> list[dict[str, str]]:
+    """What the journal has under this id, as others read it."""
+    output = host.run("journalctl", f"MESSAGE_ID={message}", "--output=json", "--no-pager", *more).output
+    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+
+
+def metrics(host: Host) -> list[dict[tuple[str, ...], float]]:
+    """Name and labels of each sample → value; from the socket, and from the file."""
+    families = parse(host.run("python3", "-", input=SCRAPE.encode()).output.partition("\r\n\r\n")[2])
+    written = parse_plain(host.run("cat", "/run/lashd/metrics/lashd.prom").output)
+    return [
+        {(sample.name, *sample.labels.values()): sample.value for family in each for sample in family.samples}
+        for each in (families, written)
+    ]
+
+
 def test_staged_by_somebody_else(host: Host, host_images: HostImages, host_registry: Registry) -> None:
     publish(host_registry, host_images.second)
     # Whoever only looks now and then does not see it in time.
-    ref = prepare(host, SETTINGS.replace("poll_seconds = 5", "poll_seconds = 60"))
+    ref = prepare(host, SETTINGS.replace("poll_seconds = 5", "poll_seconds = 60") + "[metrics]\ntextfile = true\n")
     host.run("systemctl", "stop", "lashd-hold.path")
     host_registry.stop()
     stage(host, ref)
@@ -106,6 +135,28 @@ def test_staged_by_somebody_else(host: Host, host_images: HostImages, host_regis
     assert {"missing", "waiting"} <= set(codes(now))
     assert abs(now["nextTry"] - time.time()) < 10
     assert any("since 20" in reason["message"] for reason in now["blockedBy"])
+    # Whoever is to be alerted is, and finds there what it is about.
+    deadline = time.monotonic() + 20
+    while not (held := entries(host, MessageId.HELD)):
+        assert time.monotonic() < deadline, host.journal()
+        time.sleep(0.5)
+    staged = now["deployments"][0]["key"]
+    assert (held[0]["LASHD_DEPLOYMENT"], held[0]["LASHD_ERROR"], held[0]["PRIORITY"]) == (staged, "Held", "4")
+    failed, ended = entries(host, MessageId.IMAGE_FAILED), entries(host, MessageId.JOB_ENDED, "LASHD_RESULT=failed")
+    assert {entry["LASHD_REFERENCE"] for entry in failed} <= {row["normalised"] for row in now["bound"]}
+    assert {(entry["LASHD_ERROR"], entry["LASHD_RETRYABLE"]) for entry in failed} == {("NetworkUnavailable", "yes")}
+    assert {entry["LASHD_JOB"] for entry in failed} >= {entry["LASHD_JOB"] for entry in ended} != set()
+    assert {(entry["LASHD_KIND"], entry["_SYSTEMD_UNIT"]) for entry in failed} == {("bind", "lashd.service")}
+    deadline = time.monotonic() + 10
+    while 'result="failed"' not in host.run("cat", "/run/lashd/metrics/lashd.prom", check=False).output:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    for found in metrics(host):
+        assert found["lashd_gate", "held"] == 1
+        assert sum(value for key, value in found.items() if key[:2] == ("lashd_bound_images", "staged")) == 3
+        assert 0 in {value for key, value in found.items() if key[:2] == ("lashd_bound_image_present", "staged")}
+        assert found["lashd_jobs_total", "bind", "failed"] > 0
+        assert abs(found[("lashd_staged_since_timestamp_seconds",)] - time.time()) < 120
     # Staged again over the held one, and the daemon killed in the middle of it all.
     for _ in range(2):
         first = lock_of(host)
@@ -137,6 +188,12 @@ def test_staged_by_somebody_else(host: Host, host_images: HostImages, host_regis
     now = wait_until(host, lambda now: now["state"] == "idle")
     assert now["blockedBy"] == []
     assert host.run("ls", "/var/lib/lashd/owed.json", check=False).status != 0
+    # The gate has told it without the daemon, under its own unit, and the catalog has the words for it.
+    (passed,) = entries(host, MessageId.GATE_PASSED, "--boot=-1", "--unit=lashd-gate.service")
+    assert passed["LASHD_DEPLOYMENT"] in entries(host, MessageId.RELEASED, "--boot=-1")[-1]["LASHD_DEPLOYMENT"]
+    said = host.run("journalctl", "-x", "--boot=-1", "--no-pager", f"MESSAGE_ID={MessageId.GATE_PASSED}").output
+    assert "Subject: The shutdown let the staged deployment through" in said
+    assert passed["LASHD_DEPLOYMENT"] in said.partition("Subject:")[2]
 
 
 def test_lost_at_a_held_reboot_and_staged_again(host: Host, host_images: HostImages, host_registry: Registry) -> None:

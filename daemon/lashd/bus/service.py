@@ -62,6 +62,7 @@ async def _run(directories: Sequence[Path] | None, address: str) -> int:
 
     settings = load(directories or DIRECTORIES)
     from lashd.bus.unsupported import leave_word
+    from lashd.running.observer import Observer
     from lashd.running.service import Service
     from lashd.things.host import find_host
 
@@ -74,8 +75,9 @@ async def _run(directories: Sequence[Path] | None, address: str) -> int:
         raise
     leave_word(settings.paths.run, "")
     service = Service(settings, host)
-    await service.start()
-    return await serve(service, address)
+    async with Observer(service):
+        await service.start()
+        return await serve(service, address)
 
 
 async def serve(service: Service, address: str = "") -> int:

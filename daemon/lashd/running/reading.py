@@ -150,6 +150,22 @@ class Reader:
         staged = self._by_role(Role.STAGED)
         return self._owed(staged) if staged is None else None
 
+    def waiting(self) -> Owed | None:
+        """What was staged and is not booted yet, whether it still is staged or was lost at a reboot."""
+        return self._owed(self._by_role(Role.STAGED))
+
+    def reboot_row(self) -> Row:
+        """When a reboot is wanted, who asked, and whether it has begun."""
+        return self._rebooter.row()
+
+    def stored(self) -> tuple[int, int, int] | None:
+        """Images and layers in the store, and the unpacked bytes of these; None when it cannot be read."""
+        try:
+            index = self._walk.store.index()
+        except LashdError:
+            return None
+        return len(index.images), len(index.layers), sum(layer.uncompressed_size for layer in index.layers.values())
+
     def describe(self) -> str:
         """The whole state as one JSON document; docs/describe.schema.json is its schema."""
         properties = self.properties()
@@ -168,7 +184,7 @@ class Reader:
             "lastShutdown": shutdown | {"reasons": told(shutdown["reasons"])} if shutdown else {},
             "nextTry": properties["NextTry"],
             "owed": owed_row(self.lost()),
-            "reboot": self._rebooter.row(),
+            "reboot": self.reboot_row(),
             "activeJob": properties["ActiveJob"],
             "deployments": self.list_deployments({}),
             "bound": self.list_bound({"deployment": "all"}),

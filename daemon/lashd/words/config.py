@@ -91,6 +91,14 @@ class CollectSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsSettings:
+    """Both below `paths.run`; there is no TCP port."""
+
+    socket: bool = True  # metrics.sock, for root: answers GET /metrics with OpenMetrics
+    textfile: bool = False  # metrics/lashd.prom, for node_exporter's textfile collector
+
+
+@dataclass(frozen=True, slots=True)
 class ToolSettings:
     skopeo: str = "skopeo"
     ostree: str = "ostree"
@@ -105,6 +113,7 @@ class Settings:
     gate: GateSettings = GateSettings()
     reboot: RebootSettings = RebootSettings()
     collect: CollectSettings = CollectSettings()
+    metrics: MetricsSettings = MetricsSettings()
     tools: ToolSettings = ToolSettings()
 
     @property
