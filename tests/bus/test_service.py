@@ -235,5 +235,5 @@ def test_a_mistake_in_the_settings_is_what_systemctl_shows(tmp_path: Path) -> No
         status = manager.recv(4096).decode()
     assert ran.returncode == 2
     for said in (status, ran.stderr):
-        assert f"{tmp_path / 'bad.toml'}: 'gate.policy'" in said
+        assert f"{tmp_path / 'bad.toml'}, line 2: 'gate.policy'" in said
     assert status.startswith("STATUS=")

@@ -44,6 +44,41 @@ def test_a_window_without_any_is_a_setting(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("[pull]\nattempts = 2\nparalel = 3\n", 3),
+        ("# paralel = 1\r\n\r\n[gate]\r\npolicy = 'hold'\r\n[pull]  # paralel\r\n'paralel'=3\r\n", 6),
+        ('[host]\nstateroot = """\n[pull]\nparalel = 1\n"""\n[pull]\nparalel = 2\n', 7),
+        ("[reboot]\nwindows = [\n  'Sat 02:00-04:00',\n\n]\n\n[pull]\nattempts = 1\nparalel = [\n1,\n]\n", 9),
+        ("pull.attempts = 1\npull.paralel = 1\n", 2),
+        ("host = {backend = 'auto'}\npull = {attempts = 2, paralel = 3}\n", 2),
+        ("[host]\n\n[pull.paralel]\na = 1\n", 3),
+    ],
+)
+def test_the_line_is_named(tmp_path: Path, text: str, line: int) -> None:
+    place = put(tmp_path / "etc", "10-x.toml", "")
+    (place / "10-x.toml").write_bytes(text.encode())
+    with pytest.raises(LashdError) as caught:
+        load([place])
+    assert f"{place}/10-x.toml, line {line}: 'pull.paralel'" in caught.value.message
+
+
+def test_the_lines_of_several_mistakes(tmp_path: Path) -> None:
+    etc = put(tmp_path / "etc", "10-x.toml", "[gate]\nrestage = 1\n\n[nonsense]\nb = 1\n")
+    put(etc, "20-x.toml", "[nonsense]\na = 1\n[gate]\npolicy = 'of'\n")
+    with pytest.raises(LashdError) as caught:
+        load([etc])
+    for place in ("10-x.toml, line 2:", "10-x.toml, line 4, ", "20-x.toml, line 1:", "20-x.toml, line 4:"):
+        assert place in caught.value.message
+    put(etc, "10-x.toml", "[gate]\nrestage = true\npolicy 'off'\n")
+    with pytest.raises(LashdError, match=r"10-x\.toml .*\(at line 3, column \d+\)"):
+        load([etc])
+    put(etc, "10-x.toml", "# so\nrestage = true\n")
+    with pytest.raises(LashdError, match=r"10-x\.toml, line 2: 'restage' must stand in a section"):
+        load([etc])
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("[pull]\nparallel = 'many'\n", ["10-x.toml", "'pull.parallel': it must be a whole number, and not a text."]),

@@ -105,7 +105,7 @@ def test_settings_refuse_it_by_file_and_key(tmp_path: Path, line: str, words: st
     with pytest.raises(LashdError) as caught:
         load([tmp_path])
     assert caught.value.name is ErrorName.INVALID_ARGUMENT
-    assert f"{tmp_path}/50-x.toml: {words}" in caught.value.message
+    assert f"{tmp_path}/50-x.toml, line 2: {words}" in caught.value.message
     assert ".." not in caught.value.message.replace("Mon..Fri", "")
     assert "Value error" not in caught.value.message
 

@@ -132,19 +132,37 @@ class Settings:
 
 
 def load(directories: Iterable[Path] = DIRECTORIES) -> Settings:
-    """Read and check all settings. Raises InvalidArgument that names the file and the key."""
+    """Read and check all settings. Raises InvalidArgument that names the file, the line and the key."""
     merged: dict[str, dict[str, Any]] = {}
-    origin: dict[tuple[str, str], Path] = {}
+    origin: dict[tuple[str, str], _Place] = {}
     for path in _files(directories):
-        for section, keys in _parse(path).items():
+        text, sections = _parse(path)
+        for section, keys in sections.items():
             if not isinstance(keys, dict):
+                place = _Place(path, text, section)
                 raise LashdError(
-                    ErrorName.INVALID_ARGUMENT, f"{path}: '{section}' must stand in a section such as [pull]."
+                    ErrorName.INVALID_ARGUMENT, f"{place}: '{section}' must stand in a section such as [pull]."
                 )
             for key, value in keys.items():
                 merged.setdefault(section, {})[key] = value
-                origin[section, key] = path
+                origin[section, key] = _Place(path, text, section, key)
     return settings_from(merged, origin)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where something is said; as text, the file and the line."""
+
+    path: Path
+    text: str
+    section: str
+    key: str = ""
+
+    def __str__(self) -> str:
+        from lashd.words.toml_lines import line_of  # only for who has made a mistake
+
+        line = line_of(self.text, self.section, self.key)
+        return f"{self.path}, line {line}" if line else f"{self.path}"
 
 
 DEFAULT = Settings()
@@ -164,9 +182,9 @@ def load_or_default(say: Callable[[str], None], directories: Iterable[Path] = DI
 
 
 def settings_from(
-    values: Mapping[str, Mapping[str, Any]], origin: Mapping[tuple[str, str], Path] | None = None
+    values: Mapping[str, Mapping[str, Any]], origin: Mapping[tuple[str, str], _Place] | None = None
 ) -> Settings:
-    """Settings from section → key → value; `origin` says which file a section's key is from.
+    """Settings from section → key → value; `origin` says where a section's key is from.
 
     Raises InvalidArgument that names every mistake.
     """
@@ -175,8 +193,10 @@ def settings_from(
     known: dict[str, Any] = {each.name: type(each.default) for each in fields(Settings)}
     for section, keys in values.items():
         if section not in known:
-            files = {place for (where, _), place in (origin or {}).items() if where == section}
-            mistakes.append(f"{', '.join(map(str, sorted(files))) or 'settings'}: there is no section '{section}'.")
+            # Each file once, at the line where it begins with that.
+            files = {place.path: place for (where, _), place in (origin or {}).items() if where == section}
+            places = sorted(str(_Place(path, place.text, section)) for path, place in files.items())
+            mistakes.append(f"{', '.join(places) or 'settings'}: there is no section '{section}'.")
             continue
         kinds = get_type_hints(known[section], include_extras=True)
         found = {}
@@ -184,8 +204,8 @@ def settings_from(
             try:
                 found[key] = _setting(f"{section}.{key}", kinds.get(key), value)
             except ValueError as error:
-                file = (origin or {}).get((section, key), "settings")
-                mistakes.append(f"{file}: '{section}.{key}': {_for_people(str(error).removesuffix('.'))}.")
+                place = (origin or {}).get((section, key), "settings")
+                mistakes.append(f"{place}: '{section}.{key}': {_for_people(str(error).removesuffix('.'))}.")
         if not mistakes:
             sections[section] = known[section](**found)
     if not mistakes:
@@ -278,7 +298,8 @@ def _files(directories: Iterable[Path]) -> list[Path]:
     return [found[name] for name in sorted(found)]
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def _parse(path: Path) -> tuple[str, dict[str, Any]]:
+    """The text of the file and what it says."""
     import tomllib  # where there is no file, and that is most hosts, it is not needed
 
     try:
@@ -287,6 +308,7 @@ def _parse(path: Path) -> dict[str, Any]:
             content = file.read(_LIMIT + 1)
         if len(content) > _LIMIT:
             raise ValueError(f"it has more than {_LIMIT} bytes")
-        return tomllib.loads(content.decode("utf-8"))
+        text = content.decode("utf-8")
+        return text, tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:  # a number of thousands of digits is no TOMLDecodeError
         raise LashdError(ErrorName.INVALID_ARGUMENT, f"The settings file {path} cannot be read: {error}.") from error
