@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -86,3 +91,72 @@ def test_the_gate_runs_when_it_must() -> None:
 def test_noticing_does_not_go_round_in_circles() -> None:
     keys = [key for key, _ in settings(UNITS / "lashd-hold.path") if key.startswith("Path/")]
     assert set(keys) == {"Path/PathChanged"}
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """A root in which the units are, and each program that they start."""
+    place = tmp_path / "usr/lib/systemd/system"
+    shutil.copytree(UNITS, place)
+    (tmp_path / "bin").symlink_to("usr/bin")
+    for path in (path for path in UNITS.rglob("*.*") if path.is_file()):
+        for value in (value for key, value in settings(path) if key.startswith("Service/Exec")):
+            if value:
+                program = tmp_path / value.split()[0].lstrip("-/")
+                program.parent.mkdir(parents=True, exist_ok=True)
+                program.touch(0o755)
+    return tmp_path
+
+
+def analyzed(*argv: str | os.PathLike[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["systemd-analyze", *argv], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("unit", sorted(path.name for path in UNITS.iterdir() if path.is_file()))
+def test_systemd_finds_no_fault(unit: str, installed: Path) -> None:
+    def verify() -> subprocess.CompletedProcess[str]:
+        return analyzed("verify", f"--root={installed}", "--man=no", "--recursive-errors=no", unit)
+
+    found = verify()
+    assert (found.returncode, found.stdout + found.stderr) == (0, "")
+    # It says so by words only.
+    with (installed / "usr/lib/systemd/system" / unit).open("a") as file:
+        file.write("NoSuchSetting=1\n")
+    assert "NoSuchSetting" in verify().stderr
+
+
+def exposure(unit: Path) -> float:
+    found = analyzed("security", "--offline=true", "--json=short", "--no-pager", unit)
+    assert json.loads(found.stdout), found.stderr
+    # The sum is told for people only.
+    said = analyzed("security", "--offline=true", "--no-pager", unit).stdout
+    level = re.search(r"Overall exposure level for .*: ([0-9.]+) ", said)
+    assert level, said
+    return float(level[1])
+
+
+def test_the_daemon_has_a_sandbox() -> None:
+    assert exposure(UNITS / "lashd.service") <= 4.0
+
+
+def test_the_sandbox_hides_nothing_that_collect_must_see() -> None:
+    """A store, a process or a mount that is not seen would count as gone, and what it stands on would be removed."""
+    unit = UNITS / "lashd.service"
+    hiding = {
+        *("ProtectProc", "ProcSubset", "PrivateDevices", "PrivateUsers", "PrivatePIDs", "RootDirectory", "RootImage"),
+        *("InaccessiblePaths", "TemporaryFileSystem", "NoExecPaths", "DynamicUser", "User"),
+    }
+    assert not hiding & {key.removeprefix("Service/") for key, _ in settings(unit)}
+    # Without the right to trace, the mounts of whoever has more rights cannot be read.
+    kept = " ".join(values(unit, "Service/CapabilityBoundingSet")).split()
+    assert {"CAP_SYS_PTRACE", "CAP_SYS_ADMIN", "CAP_SYS_CHROOT"} <= set(kept)
+    assert values(unit, "Service/ProtectHome") == ["read-only"]
+
+
+def test_images_can_be_unpacked_in_the_sandbox() -> None:
+    """Without one of these skopeo goes into a user namespace, which the sandbox forbids; with it programs lose bits."""
+    unit = UNITS / "lashd.service"
+    needed = {f"CAP_{name}" for name in ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "MKNOD", "SETFCAP")}
+    assert needed <= set(" ".join(values(unit, "Service/CapabilityBoundingSet")).split())
+    assert not values(unit, "Service/RestrictSUIDSGID")
+    assert {"char-* m", "block-* m"} <= set(values(unit, "Service/DeviceAllow"))

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from lashd.things.ostree.nextroot import PREPARED, UNKNOWN, prepared, take_down
 from lashd.words.model import Deployment
+from tests.conftest import REPOSITORY
 from tests.support.staged import backing
 from tests.things.ostree.conftest import needs_root
 
@@ -89,3 +92,25 @@ def test_it_is_taken_down_whole(mounted: Path, tmp_path: Path, busy: bool) -> No
     # Nothing there is no mistake.
     take_down(tmp_path, mounted)
     take_down(tmp_path, tmp_path / "nowhere")
+
+
+_OUTSIDE = """
+import pathlib, sys
+from lashd.things.ostree.nextroot import take_down_outside
+run, mounted, system = map(pathlib.Path, sys.argv[1:])
+take_down_outside(run, mounted, system)
+assert pathlib.Path("/proc/self/ns/mnt").readlink() != system.readlink()
+"""
+
+
+@needs_root
+def test_it_is_taken_down_from_a_namespace_of_its_own(mounted: Path, tmp_path: Path) -> None:
+    """As the daemon does it, whose mounts are a copy of the system's."""
+    (tmp_path / PREPARED).touch()
+    system = Path(f"/proc/{os.getpid()}/ns/mnt")
+    argv = ["unshare", "--mount", "--propagation", "private", "--", sys.executable, "-c", _OUTSIDE]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "daemon")}
+    subprocess.run([*argv, tmp_path, mounted, system], check=True, env=environment)
+    assert not mounted.is_mount()
+    assert mounted.with_name(mounted.name + "2").is_mount()
+    assert not (tmp_path / PREPARED).exists()

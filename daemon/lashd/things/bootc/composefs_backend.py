@@ -106,7 +106,7 @@ class ComposefsBackend(Asking):
             return nextroot.UNKNOWN
 
     def take_down(self) -> None:
-        nextroot.take_down(self._settings.paths.ostree_run)
+        nextroot.take_down_outside(self._settings.paths.ostree_run)
 
     def space(self) -> int:
         found = os.statvfs(self._settings.host.sysroot)

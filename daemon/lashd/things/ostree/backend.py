@@ -85,7 +85,7 @@ class OstreeBackend(Asking):
         return nextroot.prepared(self._settings.paths.ostree_run, self.deployments())
 
     def take_down(self) -> None:
-        nextroot.take_down(self._settings.paths.ostree_run)
+        nextroot.take_down_outside(self._settings.paths.ostree_run)
 
     def space(self) -> int:
         found = os.statvfs(self._sysroot.repository)

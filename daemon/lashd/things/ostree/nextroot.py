@@ -22,7 +22,9 @@ NEXTROOT = Path("/run/nextroot")
 UNKNOWN = "unknown"
 
 _BACKING = "backing-root-device-inode"
-_MOUNTS = Path("/proc/self/mountinfo")
+_MOUNTS = Path("/proc/thread-self/mountinfo")
+_OWN_NAMESPACE, _SYSTEM_NAMESPACE = Path("/proc/self/ns/mnt"), Path("/proc/1/ns/mnt")
+_CLONE_FS, _CLONE_NEWNS = 0x200, 0x20000
 _LIMIT = 64 * 1024
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
@@ -69,6 +71,36 @@ def take_down(ostree_run: Path, nextroot: Path = NEXTROOT) -> None:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), os.fsdecode(target))
     (ostree_run / PREPARED).unlink(missing_ok=True)
+
+
+def take_down_outside(ostree_run: Path, nextroot: Path = NEXTROOT, system: Path = _SYSTEM_NAMESPACE) -> None:
+    """As `take_down`, but in the mount namespace `system`, from whatever namespace this process is in.
+
+    The daemon's own is a copy of the system's: what is unmounted there is still mounted for systemd. Raises OSError.
+    """
+    with system.open("rb") as namespace:
+        if os.path.samestat(os.fstat(namespace.fileno()), _OWN_NAMESPACE.stat()):
+            take_down(ostree_run, nextroot)
+            return
+        from threading import Thread  # the gate has no time for it
+
+        failures: list[OSError] = []
+
+        def enter() -> None:
+            try:
+                # A thread can enter one when it shares root and working directory with no other; it is not used again.
+                if _libc.unshare(_CLONE_FS) or _libc.setns(namespace.fileno(), _CLONE_NEWNS):
+                    number = ctypes.get_errno()
+                    raise OSError(number, os.strerror(number), os.fspath(system))
+                take_down(ostree_run, nextroot)
+            except OSError as error:
+                failures.append(error)
+
+        thread = Thread(target=enter, name="system's mounts")
+        thread.start()
+        thread.join()
+    if failures:
+        raise failures[0]
 
 
 def _mounts(top: Path) -> list[bytes]:
