@@ -66,7 +66,19 @@ class FakeService:
         self.outcome: Outcome | Exception = Outcome(True, {"deployment": STAGED, "bytes-to-fetch": 5})
         self.started: list[tuple[str, dict[str, Any], Initiator]] = []
         self.broken: Exception | None = None
+        self.settings_problem = ""
+        self.rests = False
         self.jobs.subscribe(self)
+
+    def tell_settings(self, problem: str) -> None:
+        self.settings_problem = problem
+        self.tell()
+
+    def working(self) -> bool:
+        return self.jobs.active is not None
+
+    def at_rest(self) -> bool:
+        return self.rests and not self.working()
 
     def start(self, kind: str, options: Mapping[str, Any], initiator: Initiator) -> tuple[Job, bool]:
         self.started.append((kind, dict(options), initiator))

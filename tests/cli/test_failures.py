@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from lashd.bus import library, unsupported
 from lashd.bus.library import Message
 from lashd.cli import client, failures
 from lashd.cli.failures import from_bus, from_name
-from lashd.words import config
 from lashd.words.errors import DBUS_PREFIX, ERRORS, ErrorName
 from tests.cli.conftest import FakeLashd, Lashctl, environment, finish, line_with, no_traceback, private_bus
 
@@ -228,24 +226,3 @@ async def test_on_such_a_host_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> N
         async with client.connect(interactive=False) as lashctl:
             assert await lashctl.describe()
         await service.die()
-
-
-async def test_a_mistake_in_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Told at once, with the file, by lashctl itself; of a lashd that runs its settings are no matter."""
-    (tmp_path / "x.toml").write_text("[gate]\npolicy = 'of'\n")
-    monkeypatch.setattr(config, "load", partial(config.load, [tmp_path]))
-    failure = from_bus("org.freedesktop.DBus.Error.ServiceUnknown", "")
-    assert (failure.name, failure.exit_status) == ("InvalidArgument", 2)
-    assert f"{tmp_path / 'x.toml'}: 'gate.policy'" in failure.message
-    with private_bus() as (address, _):
-        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", address)
-        with pytest.raises(failures.Failure, match=r"'gate\.policy'"):
-            async with client.connect(interactive=False):
-                pass
-        service = FakeLashd(await library.connect(address))
-        await service.start()
-        async with client.connect(interactive=False) as lashctl:
-            assert await lashctl.describe()
-        await service.die()
-    (tmp_path / "x.toml").write_text("")
-    assert from_bus("org.freedesktop.DBus.Error.ServiceUnknown", "").exit_status == 69

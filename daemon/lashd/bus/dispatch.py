@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
@@ -41,17 +42,32 @@ class Dispatcher:
         self._by_user: Counter[int] = Counter()
         # Called when lashd is about to end, before its jobs are ended: nothing new may begin from then on.
         self.stopping: Callable[[], None] = lambda: None
+        self.callers: set[str] = set()  # who has ever called and is still on the bus
+        self.last_call = 0.0  # when, on the clock that never jumps
 
     def start(self) -> None:
         self._connection.serve(self.handle)
 
+    def last_words(self, message: Message) -> None:
+        """Answer what can be answered at once, although we are about to go; the rest is refused. Never raises."""
+        try:
+            handler, _ = self._find(message)
+        except Exception:
+            self.handle(message)  # which says what is wrong with it
+            return
+        if inspect.iscoroutinefunction(handler):
+            self._refuse(message)
+        else:
+            self.handle(message)
+
+    def _refuse(self, message: Message) -> None:
+        self._connection.refuse(
+            message, "org.freedesktop.DBus.Error.Disconnected", "lashd is being stopped; ask again in a moment."
+        )
+
     async def stop(self) -> None:
         """End what is in progress; later calls are refused."""
-        self._connection.serve(
-            lambda message: self._connection.refuse(
-                message, "org.freedesktop.DBus.Error.Disconnected", "lashd is being stopped; ask again in a moment."
-            )
-        )
+        self._connection.serve(self._refuse)
         tasks = list(self._tasks)
         if not tasks:
             return
@@ -63,6 +79,7 @@ class Dispatcher:
 
     def sender_gone(self, sender: str) -> None:
         """Nobody waits for these answers any more, and what was not yet authorised must not happen."""
+        self.callers.discard(sender)
         for task, owner in self._tasks.items():
             if owner == sender:
                 task.cancel()
@@ -73,6 +90,8 @@ class Dispatcher:
 
     def handle(self, message: Message) -> None:
         """Answer one call, now or later. Never raises."""
+        self.callers.add(message.sender)
+        self.last_call = time.monotonic()
         try:
             handler, returns = self._find(message)
             if inspect.iscoroutinefunction(handler):

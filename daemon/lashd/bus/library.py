@@ -277,6 +277,10 @@ class Connection:
                 f"{BUS}.Error.Failed", f"Another process owns the name {name} already; is lashd running twice?"
             )
 
+    async def release_name(self, name: str) -> None:
+        """Own `name` no longer; what was sent to it before has arrived when this returns. Raises BusError."""
+        await self.call_bus("ReleaseName", "s", [name])
+
     async def add_match(self, match: Match) -> None:
         await self.call_bus("AddMatch", "s", [match.rule])
 

@@ -6,15 +6,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import faulthandler
 import logging
+import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lashd
 from lashd.bus.journal import notify, set_up_logging
+from lashd.bus.life import End, Reload, Rest, about_to_begin_anew, beat, leave
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.events import MessageId, fields
 
@@ -28,16 +31,25 @@ log = logging.getLogger(__name__)
 # How long jobs have to end when the daemon is stopped (seconds); units/lashd.service allows a little more.
 STOP_SECONDS = 50.0
 
+# The exit status when nothing was to do, and something is now that the daemon has begun to go (units/lashd.service).
+AGAIN = 75
+# `serve` answers it, and no process ends with it: the same process begins anew, with other settings.
+ANEW = -1
+
+_PATH_UNIT = "lashd-wake.path"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run lashd until SIGTERM or SIGINT. Returns the exit status: 0 only for such an end."""
+    """Run lashd until SIGTERM or SIGINT, or until it has nothing to do. Returns the exit status."""
     options = _parser().parse_args(arguments)
+    # Says where a loop stood still when systemd ends it for that.
+    faulthandler.enable()
     set_up_logging(logging.DEBUG if options.debug else logging.INFO)
     # Only what follows needs the D-Bus library, pydantic and the rest.
     from lashd.bus.library import BusError
 
     try:
-        return asyncio.run(_run(options.settings, options.bus))
+        status = asyncio.run(_run(options.settings, options.bus))
     except LashdError as error:
         broken = error.name is ErrorName.INVALID_ARGUMENT
         log.error("%s", error.message, extra=fields(MessageId.SETTINGS_BROKEN, error=error.name) if broken else None)
@@ -46,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BusError as error:
         log.error("%s", error.message)
         return 1
+    if status == ANEW:
+        os.execv(sys.executable, sys.orig_argv)
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,7 +75,12 @@ def _parser() -> argparse.ArgumentParser:
 async def _run(directories: Sequence[Path] | None, address: str) -> int:
     from lashd.words.config import DIRECTORIES, load
 
-    settings = load(directories or DIRECTORIES)
+    reload = Reload(lambda: load(directories or DIRECTORIES))
+    # A host whose daemon is not there over a typing mistake gets no updates. Who names the files is there himself.
+    problem = reload.begin(or_default=not directories)
+    if problem:
+        log.error("%s", problem, extra=fields(MessageId.SETTINGS_BROKEN, error=ErrorName.INVALID_ARGUMENT))
+    settings = reload.current
     from lashd.bus.unsupported import leave_word
     from lashd.running.observer import Observer
     from lashd.running.service import Service
@@ -75,36 +95,77 @@ async def _run(directories: Sequence[Path] | None, address: str) -> int:
         raise
     leave_word(settings.paths.run, "")
     service = Service(settings, host)
+    # On a bus of its own nobody would start it again.
+    idle_seconds = 0.0 if address else settings.daemon.idle_exit_seconds
     async with Observer(service):
         await service.start()
-        return await serve(service, address)
+        if problem:
+            service.tell_settings(problem)
+        return await serve(service, address, reload=reload, idle_seconds=idle_seconds)
 
 
-async def serve(service: Service, address: str = "") -> int:
-    """Put `service` on the bus and stay there. Returns 0 after SIGTERM or SIGINT, 1 when the bus was lost.
+async def _have_it_watched() -> bool:
+    """Let systemd start lashd when something changes."""
+    from lashd.words.run import run
+
+    try:
+        return (await run(["systemctl", "start", _PATH_UNIT], timeout=20)).status == 0
+    except LashdError:
+        return False
+
+
+async def serve(
+    service: Service,
+    address: str = "",
+    *,
+    reload: Reload | None = None,
+    idle_seconds: float = 0.0,
+    arm: Callable[[], Awaitable[bool]] = _have_it_watched,
+) -> int:
+    """Put `service` on the bus and stay there. Returns 0 after SIGTERM, SIGINT or `idle_seconds` (0: never) without
+    anything to do, 1 when the bus was lost, AGAIN, or ANEW after a `reload`.
 
     Raises BusError when the bus cannot be reached or another lashd owns the name.
     """
     from lashd.bus.library import SERVICE_LIMIT, connect
 
     connection = await connect(address, largest=SERVICE_LIMIT)
+    beating = asyncio.create_task(beat(), name="watchdog")
     try:
         dispatcher = await open_doors(connection, service)
         try:
             notify("READY=1")
             log.info("lashd %s is on the bus", lashd.__version__)
-            told = await _until_told(connection)
-            if not told:
-                log.error("The connection to the bus was lost; lashd ends, so that systemd starts it anew")
-            notify("STOPPING=1", "STATUS=Ending what is in progress.")
-            # No prompt is answered, and no job begins, while the others are ended.
-            dispatcher.stopping()
-            # Jobs are ended while the bus still carries the news of it.
-            return 0 if await _stopped(service) and told else 1
+            rest = Rest(service, dispatcher, idle_seconds, arm)
+            end = await _until_end(connection, rest.due(), reload.due(service) if reload else None)
+            return await _ended(end, connection, dispatcher, service)
         finally:
             await dispatcher.stop()
     finally:
         await connection.disconnect()
+        beating.cancel()
+
+
+async def _ended(end: End, connection: Connection, dispatcher: Dispatcher, service: Service) -> int:
+    from lashd.bus.contract import NAME
+
+    again = False
+    if end is End.LOST:
+        log.error("The connection to the bus was lost; lashd ends, so that systemd starts it anew")
+    elif end is End.RESTING:
+        await leave(connection, dispatcher, NAME)
+        again = not service.at_rest()
+        log.info("There is nothing to do; lashd ends until it is needed")
+    if end is End.ANEW:
+        about_to_begin_anew()
+    else:
+        notify("STOPPING=1", "STATUS=Ending what is in progress.")
+    # No prompt is answered, and no job begins, while the others are ended.
+    dispatcher.stopping()
+    # Jobs are ended while the bus still carries the news of it.
+    if not await _stopped(service) or end is End.LOST:
+        return 1
+    return ANEW if end is End.ANEW else AGAIN if again else 0
 
 
 async def open_doors(connection: Connection, service: Service) -> Dispatcher:
@@ -146,16 +207,22 @@ async def _stopped(service: Service) -> bool:
     return True
 
 
-async def _until_told(connection: Connection) -> bool:
-    """True when a signal told us to end, false when the bus was lost."""
+async def _until_end(
+    connection: Connection, resting: Coroutine[Any, Any, None], anew: Coroutine[Any, Any, None] | None
+) -> End:
+    """What comes first: SIGTERM or SIGINT, the loss of the bus, or the end of one of the two."""
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
-    waits = [asyncio.create_task(told.wait()), asyncio.create_task(connection.lost())]
+    works = {End.TOLD: told.wait(), End.LOST: connection.lost(), End.RESTING: resting, End.ANEW: anew}
+    waits = {asyncio.create_task(work): end for end, work in works.items() if work is not None}
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        return told.is_set()
+        # Whoever tells us to end is right, whatever else has come.
+        ended, end = next((wait, end) for wait, end in waits.items() if wait.done())
+        ended.result()
+        return end
     finally:
         for wait in waits:
             wait.cancel()

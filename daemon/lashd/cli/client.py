@@ -15,7 +15,7 @@ from lashd.bus.paths import job_path
 from lashd.bus.unsupported import word_left
 from lashd.cli import job as jobs
 from lashd.cli import values
-from lashd.cli.failures import EXIT_PROTOCOL, Failure, from_bus, from_name, odd_answer, settings_mistake
+from lashd.cli.failures import EXIT_PROTOCOL, Failure, from_bus, from_name, odd_answer
 from lashd.cli.job import Job
 from lashd.words.errors import ERRORS, ErrorName
 
@@ -188,7 +188,7 @@ class Client:
 async def connect(*, interactive: bool) -> AsyncIterator[Client]:
     """A client of lashd. Raises Failure when the bus cannot be reached, or lashd does not run on this host.
 
-    lashd itself is not asked for yet, but where it does not run its settings are looked at.
+    lashd itself is not asked for yet, but where it does not run it may have left word.
     """
     try:
         connection = await library.connect()
@@ -196,11 +196,8 @@ async def connect(*, interactive: bool) -> AsyncIterator[Client]:
         raise from_bus(error.name, error.message) from error
     try:
         # The bus waits long for a service that ended at once.
-        if not await _is_owned(connection):
-            if mistake := settings_mistake():
-                raise mistake
-            if refused := word_left():
-                raise from_name(ErrorName.UNSUPPORTED_HOST, refused)
+        if not await _is_owned(connection) and (refused := word_left()):
+            raise from_name(ErrorName.UNSUPPORTED_HOST, refused)
         yield Client(connection, interactive=interactive)
     finally:
         await connection.disconnect()

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from lashd.bus.unsupported import word_left
-from lashd.words.errors import DBUS_PREFIX, ERRORS, ErrorName, LashdError
+from lashd.words.errors import DBUS_PREFIX, ERRORS, ErrorName
 
 # Beside the statuses of the error table (words/errors.py):
 EXIT_UNAVAILABLE = 69  # lashd or the bus cannot be reached
@@ -85,27 +85,6 @@ def from_name(name: str, message: str, *, job: int = 0, retryable: bool | None =
     )
 
 
-def settings_mistake() -> Failure | None:
-    """Why lashd does not start, when that is a mistake in its settings; None when none is found, or it may not be read.
-
-    For when lashd does not run: one that does runs with the settings that it has read.
-    """
-    # Late: nobody needs it where all is well.
-    from lashd.words.config import load
-
-    try:
-        load()
-    except LashdError as error:
-        if isinstance(error.__cause__, PermissionError):
-            return None
-        found = from_name(error.name, f"lashd does not start because of a mistake in its settings: {error.message}")
-        found.hint = "Mend it, then 'systemctl restart lashd'."
-        return found
-    except OSError:
-        return None
-    return None
-
-
 def from_bus(name: str, message: str) -> Failure:
     """The failure for an error reply, whoever sent it: lashd, the bus or the bus library."""
     if name.startswith(DBUS_PREFIX):
@@ -113,11 +92,8 @@ def from_bus(name: str, message: str) -> Failure:
     short = name.removeprefix(_FREEDESKTOP)
     absent = short in _ABSENT or short.startswith("Spawn.") or name.startswith("org.freedesktop.systemd1.")
     # The bus may also wait for lashd in vain.
-    if absent or short in _SILENT:
-        if absent and (mistake := settings_mistake()):
-            return mistake
-        if refused := word_left():
-            return from_name(ErrorName.UNSUPPORTED_HOST, refused)
+    if (absent or short in _SILENT) and (refused := word_left()):
+        return from_name(ErrorName.UNSUPPORTED_HOST, refused)
     if absent:
         return Failure(
             name,

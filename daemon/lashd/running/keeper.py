@@ -82,6 +82,7 @@ class Keeper:
         self._task: asyncio.Task[None] | None = None
         self._inhibitor: asyncio.Task[None] | None = None
         self._complaint = ""
+        self._waits = False  # for something to happen, and for nothing else
         self.verdict = shutdowns.verdict()
         self.following: Deployment | None = None  # boots next, without having been staged, and lacks images
 
@@ -151,6 +152,17 @@ class Keeper:
         waits = [at for at in self._retries.at.values() if at > now]
         return int(time.time() + min(waits) - now) if waits and self._jobs.active is None else 0
 
+    def at_rest(self) -> bool:
+        """Whether nothing is staged, owed or ordered, and nothing is to be done until something changes on the disk.
+
+        Raises LashdError, OSError."""
+        if self._task is None:
+            return True
+        facts = self._lookout.gather()
+        given = (facts.staged, facts.owed, facts.following, facts.nextroot)
+        inhibits = self._inhibitor is not None and not self._inhibitor.done()
+        return self._waits and not self._wake.is_set() and not inhibits and all(one is None for one in given)
+
     async def forget(self) -> None:
         """Nothing is owed any more: the staged deployment was dropped on purpose."""
         await self._remember(lambda: None)
@@ -193,12 +205,14 @@ class Keeper:
         seconds = self._gate.poll_seconds
         if until is not None:
             seconds = min(seconds, max(until - time.monotonic(), PAUSE_SECONDS))
+        self._waits = until is None
         try:
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
         except TimeoutError:
             self._watcher.renew()
             self._lookout.watch(self._noticed)
+        self._waits = False
 
     async def _next(self) -> Step:
         facts = self._lookout.gather()

@@ -15,7 +15,7 @@ from lashd.running.reboot_right import RightToReboot
 from lashd.running.reboot_unit import RebootUnit
 from lashd.running.reboot_ways import Outlook, Ways
 from lashd.running.reboot_wish import Wish
-from lashd.steps.reboot import Decision, Facts, Reason, Step, Wanted, decide
+from lashd.steps.reboot import Decision, Facts, Reason, Right, Step, Wanted, decide
 from lashd.things import logind
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
@@ -162,6 +162,10 @@ class Rebooter:
     def begun(self) -> bool:
         """Whether a reboot was started; until the host is down, or it is known that it will not go down."""
         return self._unit.begun()
+
+    def at_rest(self) -> bool:
+        """Whether there is no reboot to wait for, and no right to one to give back."""
+        return not self.begun() and not self._outlook().target and self._right.state() is Right.NONE
 
     def blocked(self) -> list[Reason]:
         """Why there is no reboot although one is wanted and everything is ready: (code, sentence)."""

@@ -44,7 +44,7 @@ _WHEN_TO_REBOOT = {"when-ready": "ready", "window": "window"}
 # What BlockedBy tells as well, and what keeps nothing from a reboot.
 _NO_HINDRANCE = frozenset(
     {"running-lacks", "next-try", "waiting", "wasted-reboots", "gate-ignored", "wrong-name", "outside-window"}
-    | {"restart-needed", "other-updater"}
+    | {"restart-needed", "other-updater", "settings"}
 )
 
 
@@ -85,6 +85,7 @@ class Service(Reader):
         self._barred_note = settings.paths.run / "activation.json"
         self._restarts_note = settings.paths.run / "restarts.json"
         self.stopping = False  # from then on less is known than before
+        self.settings_problem = ""  # a sentence, when the settings' files could not be read
         self._listeners: list[Listener] = []
         self._tasks: list[asyncio.Task[None]] = []
         self.jobs.subscribe(self)
@@ -141,6 +142,34 @@ class Service(Reader):
             await self._walk.store.drop_set_aside()
         except (LashdError, OSError) as error:
             log.warning("Layers that were replaced before the last boot could not be removed: %s", error)
+
+    def tell_settings(self, problem: str) -> None:
+        """`problem` is why the settings' files are not what is in force, empty when they are."""
+        self.settings_problem = problem
+        self._tell()
+
+    def working(self) -> bool:
+        """Whether a job is running, whoever asked for it."""
+        return any(job.active for job in self.jobs.list())
+
+    def at_rest(self) -> bool:
+        """Whether there is nothing to do, nothing to tell, and nothing to watch but what lashd-wake.path does as well.
+
+        Where another program cleans up the store it is guarded, and the daemon stays.
+        """
+        try:
+            return (
+                not self.jobs.list()
+                and not any(self._last_error)
+                and not self.settings_problem
+                and not self._backend.pruned
+                and self._adoption.done
+                and all(task.done() for task in self._tasks if task.get_name() != "reboots")
+                and self._rebooter.at_rest()
+                and (self._keeper is None or self._keeper.at_rest())
+            )
+        except (LashdError, OSError):
+            return False
 
     async def stop(self) -> None:
         """End the keeper, the jobs and the adoption; what was fetched stays."""
@@ -315,7 +344,8 @@ class Service(Reader):
             from lashd.running.restarts import pending
 
             found += [("restart-needed", sentence) for sentence in pending(self.settings)]
-        return found + [("other-updater", sentence) for sentence in others(self.settings.paths.root)]
+        found += [("other-updater", sentence) for sentence in others(self.settings.paths.root)]
+        return found + ([("settings", self.settings_problem)] if self.settings_problem else [])
 
     # -- orders, which take no job ----------------------------------------------------------------------------------
 

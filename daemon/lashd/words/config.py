@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -99,6 +99,12 @@ class MetricsSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class DaemonSettings:
+    # With nothing to do, to tell or to guard for so long lashd ends, and is started when it is needed; 0: never.
+    idle_exit_seconds: Annotated[float, Meta(ge=0, le=86400)] = 300.0
+
+
+@dataclass(frozen=True, slots=True)
 class ToolSettings:
     skopeo: str = "skopeo"
     ostree: str = "ostree"
@@ -114,6 +120,7 @@ class Settings:
     reboot: RebootSettings = RebootSettings()
     collect: CollectSettings = CollectSettings()
     metrics: MetricsSettings = MetricsSettings()
+    daemon: DaemonSettings = DaemonSettings()
     tools: ToolSettings = ToolSettings()
 
     @property
@@ -179,6 +186,11 @@ def load_or_default(say: Callable[[str], None], directories: Iterable[Path] = DI
         said = str(error) if isinstance(error, LashdError) else f"The settings cannot be read: {error}."
         say(f"{said} The settings that lashd comes with are used instead.")
         return DEFAULT
+
+
+def without_files() -> Settings:
+    """What a daemon goes by whose files cannot be read: what lashd comes with, and nothing is removed unasked."""
+    return replace(DEFAULT, collect=CollectSettings(after_boot=False))
 
 
 def settings_from(

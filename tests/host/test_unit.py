@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""lashd.service on a booted host: its sandbox, new settings, its end when nothing is to do, and its watchdog."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from demo.host import Host
+from tests.host.test_walk import STORE, described
+
+pytestmark = pytest.mark.host
+
+SETTINGS = "/etc/lashd/lashd.d/50-test.toml"
+QUICK = "[collect]\nafter_boot = false\n[daemon]\nidle_exit_seconds = 0.5\n"
+
+
+def show(host: Host, name: str, unit: str = "lashd.service") -> str:
+    return host.run("systemctl", "show", f"--property={name}", "--value", unit).output.strip()
+
+
+def wait_for(host: Host, what: Callable[[], bool], why: str, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, f"not seen: {why}\n{host.journal()}"
+        time.sleep(0.05)
+
+
+def write(host: Host, path: str, text: str) -> None:
+    host.run("sh", "-c", 'mkdir -p "$(dirname "$0")" && cat > "$0"', path, input=text.encode())
+
+
+def problem(host: Host) -> str:
+    return " ".join(reason["message"] for reason in described(host)["blockedBy"] if reason["code"] == "settings")
+
+
+def is_active(host: Host, unit: str = "lashd.service") -> bool:
+    return show(host, "ActiveState", unit) == "active"
+
+
+def touch_store(host: Host) -> None:
+    script = f"mount -o remount,rw /sysroot && touch {STORE}/overlay-images/.changed"
+    host.run("unshare", "--mount", "sh", "-c", script)
+
+
+def test_the_unit(host: Host) -> None:
+    _sandbox(host)
+    _settings(host)
+    _idle(host)
+    _watchdog(host)
+
+
+def _sandbox(host: Host) -> None:
+    pid = show(host, "MainPID")
+    status = dict(line.split(":\t", 1) for line in host.run("cat", f"/proc/{pid}/status").output.splitlines())
+    assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
+    assert int(status["CapBnd"], 16) < int(host.run("sed", "-n", "s/^CapBnd:\t//p", "/proc/1/status").output, 16)
+    for place in ("/etc", "/usr", "/var", "/boot", "/sysroot", "/root"):
+        done = host.run("nsenter", f"--mount=/proc/{pid}/ns/mnt", "touch", f"{place}/.lashd-test", check=False)
+        assert (done.status, "Read-only" in done.errors) == (1, True), (place, done)
+    # What it was given is where it is looked for.
+    assert host.run("nsenter", f"--mount=/proc/{pid}/ns/mnt", "touch", "/run/.t", "/var/lib/lashd/.t").status == 0
+    assert not host.run("systemd-analyze", "verify", "--man=no", "lashd.service", "lashd-wake.path").errors
+
+
+def _settings(host: Host) -> None:
+    pid = show(host, "MainPID")
+    write(host, SETTINGS, "[gate]\npolicy = 'of'\n")
+    host.run("systemctl", "reload", "lashd.service")
+    assert f"{SETTINGS}, line 2: 'gate.policy'" in problem(host)
+    assert "from before stay in force" in problem(host)
+    assert "line 2" in show(host, "StatusText")
+    # Started with it: it is there all the same, and says so.
+    host.run("systemctl", "restart", "lashd.service")
+    assert "line 2" in problem(host)
+    assert "that lashd comes with are used" in problem(host)
+    assert show(host, "MainPID") != pid
+    pid = show(host, "MainPID")
+    write(host, SETTINGS, "[gate]\npolicy = 'warn'\n")
+    host.run("systemctl", "reload", "lashd.service")
+    wait_for(host, lambda: described(host)["policy"] == "warn", "the new settings")
+    assert problem(host) == ""
+    assert (show(host, "MainPID"), show(host, "NRestarts"), show(host, "ActiveState")) == (pid, "0", "active")
+
+
+def _idle(host: Host) -> None:
+    write(host, SETTINGS, QUICK)
+    host.run("systemctl", "reload", "lashd.service")
+    wait_for(host, lambda: show(host, "ActiveState") == "inactive", "the end of a daemon with nothing to do")
+    assert (show(host, "Result"), show(host, "ExecMainStatus")) == ("success", "0")
+    assert is_active(host, "lashd-wake.path")
+    # Whoever calls gets his answer, whenever that is: at rest, or just when it goes.
+    starts, end = 0, time.monotonic() + 25
+    while time.monotonic() < end:
+        before = show(host, "InvocationID")
+        host.run("lashctl", "list", "--json")
+        starts += show(host, "InvocationID") != before
+        time.sleep(0.4 + time.monotonic() % 0.4)
+    assert starts >= 2, "it was there nearly all the time"
+    # What concerns it wakes it.
+    wait_for(host, lambda: show(host, "ActiveState") == "inactive", "the end of a daemon with nothing to do")
+    touch_store(host)
+    wait_for(host, lambda: is_active(host), "a daemon that was woken")
+    # Whoever stops it by hand is not overruled.
+    wait_for(host, lambda: not is_active(host, "lashd-wake.path"), "the end of the path unit")
+    write(host, SETTINGS, "")
+    host.run("systemctl", "stop", "lashd.service")
+    touch_store(host)
+    time.sleep(1)
+    assert show(host, "ActiveState") == "inactive"
+    assert described(host)["state"] == "idle"
+    assert is_active(host)
+
+
+def _watchdog(host: Host) -> None:
+    write(host, "/run/systemd/system/lashd.service.d/quick.conf", "[Service]\nWatchdogSec=1s\n")
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "restart", "lashd.service")
+    pid = show(host, "MainPID")
+    time.sleep(2.5)
+    assert show(host, "MainPID") == pid, "it says that it is alive"
+    host.run("kill", f"-{signal.SIGSTOP.value}", pid)
+    wait_for(host, lambda: show(host, "NRestarts") == "1" and is_active(host), "a restart")
+    assert "watchdog" in host.journal(200).lower()
+    assert show(host, "MainPID") != pid
