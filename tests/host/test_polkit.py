@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import json
+import os
+import select
+import termios
 import time
 
 import pytest
 
 from demo.host import Host
+from demo.shell import end, start
 
 pytestmark = pytest.mark.host
 
@@ -70,6 +74,47 @@ def test_real_sessions(booted: Host) -> None:
     assert outcomes(booted, "games") == ["", "", *[PASSWORD] * 2]
     assert outcomes(booted, "mail") == ["", *[PASSWORD] * 3]
     assert outcomes(booted, "nobody") == ["", *[PASSWORD] * 3]
+
+
+def at_a_terminal(host: Host, typed: bytes) -> tuple[str, bool]:
+    """What is shown where somebody asks for something and types `typed` at the prompt; is typing seen again then?"""
+    ours, theirs = os.openpty()
+    as_user = ["setsid", "--ctty", "su", "--shell=/bin/sh", "--session-command=lashctl verify", "games"]
+    process = start(host.enter(as_user, ["TERM=dumb"]), stdin=theirs, stdout=theirs, stderr=theirs)
+    shown = b""
+    try:
+        while process.poll() is None or select.select([ours], [], [], 0)[0]:
+            if not select.select([ours], [], [], 0.1)[0]:
+                continue
+            shown += os.read(ours, 4096)
+            if shown.endswith(b"Password: "):
+                while seen(theirs):  # what was typed before is thrown away
+                    time.sleep(0.01)
+                os.write(ours, typed)
+        return shown.decode(), seen(theirs)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+        end(process)
+
+
+def seen(terminal: int) -> bool:
+    return bool(termios.tcgetattr(terminal)[3] & termios.ECHO)
+
+
+def test_a_password_on_a_terminal(booted: Host) -> None:
+    """lashctl brings the agent that a terminal lacks, and leaves neither it nor a silent terminal behind."""
+    booted.run("chpasswd", input=b"root:right\n")
+    shown, typing_is_seen = at_a_terminal(booted, b"right\n")
+    assert "verify the application images of this host (verify; asked for by user 5 as lashctl)" in shown
+    assert "Every image is as it was recorded." in shown
+    assert typing_is_seen
+    shown, _ = at_a_terminal(booted, b"wrong\n")
+    assert "no administrator's password was given" in shown
+    shown, typing_is_seen = at_a_terminal(booted, b"\x03")
+    assert "recorded" not in shown
+    assert typing_is_seen
+    assert booted.run("pidof", "pkttyagent", check=False).output == ""
 
 
 def test_a_rule_and_no_polkit(booted: Host) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from lashd.bus.paths import job_path
 from lashd.bus.unsupported import word_left
 from lashd.cli import job as jobs
 from lashd.cli import values
+from lashd.cli.agent import agent
 from lashd.cli.failures import EXIT_PROTOCOL, Failure, from_bus, from_name, odd_answer
 from lashd.cli.job import Job
 from lashd.words.errors import ERRORS, ErrorName
@@ -170,12 +171,13 @@ class Client:
         """
         interactive = ask and self._interactive
         try:
-            got = await self._connection.call(
-                *(NAME, path, interface, member, signature, body),
-                timeout=ASK_SECONDS if interactive else READ_SECONDS,
-                interactive=interactive,
-                start=start,
-            )
+            async with agent() if interactive else nullcontext():
+                got = await self._connection.call(
+                    *(NAME, path, interface, member, signature, body),
+                    timeout=ASK_SECONDS if interactive else READ_SECONDS,
+                    interactive=interactive,
+                    start=start,
+                )
         except library.BusError as error:
             # lashd uses this name too, when it is being stopped; the bus itself is still there then.
             if error.name.endswith(".Disconnected") and self._connection.connected:
