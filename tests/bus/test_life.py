@@ -73,7 +73,7 @@ async def test_the_heart_beats_in_the_loop(address: str, systemd: socket.socket)
     await client.disconnect()
 
 
-@pytest.mark.parametrize("environment", [{}, {"WATCHDOG_USEC": "100", "WATCHDOG_PID": "1"}, {"WATCHDOG_USEC": "x"}])
+@pytest.mark.parametrize("environment", [{}, {"WATCHDOG_USEC": "100000", "WATCHDOG_PID": "1"}, {"WATCHDOG_USEC": "x"}])
 async def test_nobody_wants_to_hear_it(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, systemd: socket.socket
 ) -> None:
@@ -123,10 +123,20 @@ async def test_it_stays_for_whoever_called(address: str, systemd: socket.socket)
         assert systemd.recv(999).startswith(b"STOPPING=1")
         data, (descriptor, *_), _, _ = socket.recv_fds(systemd, 99, 1)
         assert data == b"BARRIER=1"
-        await asyncio.sleep(0.3)
+        late = await library.connect(address)
+        asked = [
+            asyncio.create_task(late.call(NAME, ROOT, f"{NAME}.Manager", "Describe")),
+            asyncio.create_task(late.call(NAME, ROOT, f"{NAME}.Manager", "Upgrade", "a{sv}", [{}])),
+        ]
+        await asyncio.wait(asked, timeout=0.3)
         assert await listener.call_bus("NameHasOwner", "s", [NAME]) == [True]
         os.close(descriptor)
+        # Who came just then is answered: with what there is to read, or that he has to ask again.
+        assert await asked[0] == ['{"schema": 1}']
+        with pytest.raises(library.BusError, match="ask again in a moment"):
+            await asked[1]
         assert await asyncio.wait_for(process.wait(), 5) == 0
+        await late.disconnect()
     await listener.disconnect()
 
 
