@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from demo import tree
+from lashd.bus.service import AGAIN
+from lashd.things.bootc.driver import WEIGHTS
 from lashd.words.errors import ERRORS, ErrorName
 from tests.conftest import REPOSITORY
 
@@ -151,6 +153,33 @@ def test_the_sandbox_hides_nothing_that_collect_must_see() -> None:
     kept = " ".join(values(unit, "Service/CapabilityBoundingSet")).split()
     assert {"CAP_SYS_PTRACE", "CAP_SYS_ADMIN", "CAP_SYS_CHROOT"} <= set(kept)
     assert values(unit, "Service/ProtectHome") == ["read-only"]
+
+
+def test_what_the_machine_is_there_for_comes_first() -> None:
+    assert {f"Service/{weight}" for weight in WEIGHTS} <= {"=".join(pair) for pair in settings(UNITS / "lashd.service")}
+
+
+def test_the_daemon_comes_back() -> None:
+    unit = UNITS / "lashd.service"
+    assert values(unit, "Service/Restart") == ["on-failure"]
+    assert values(unit, "Service/WatchdogSec") == ["3min"]
+    # Whatever it does last must not be taken for a loop that stands still.
+    assert values(unit, "Service/TimeoutStopSec") == ["60"]
+    for key in ("RestartForceExitStatus", "SuccessExitStatus"):
+        assert values(unit, f"Service/{key}") == [str(AGAIN)]
+    assert AGAIN not in {facts.exit_status for facts in ERRORS.values()}
+
+
+def test_what_wakes_the_daemon_is_no_place_of_its_own() -> None:
+    """It is started by the daemon that goes, and by nobody else; no condition that lasts may start that for ever."""
+    unit = UNITS / "lashd-wake.path"
+    assert {key for key, _ in settings(unit) if key.startswith("Path/")} == {"Path/Unit", "Path/PathChanged"}
+    assert values(unit, "Path/Unit") == ["lashd.service"]
+    assert not [key for key, _ in settings(unit) if key.startswith("Install/")]
+    assert not [path for path in values(unit, "Path/PathChanged") if path.startswith(("/run/lashd", "/var/lib/lashd"))]
+    assert values(UNITS / "lashd.service", "Service/ExecStartPost") == [
+        "-/usr/bin/systemctl stop --no-block lashd-wake.path"
+    ]
 
 
 def test_images_can_be_unpacked_in_the_sandbox() -> None:

@@ -31,6 +31,8 @@ from lashd.words.progress import Report, ignore
 from lashd.words.run import run
 
 UNIT = "lashd-bootc.service"
+# As in units/lashd.service: what the machine is there for comes first.
+WEIGHTS = ("CPUWeight=50", "IOWeight=50", "IOSchedulingPriority=7")
 # What bootc runs instead of podman; a directory, because it is found by its place in PATH.
 TOOLS = "usr/lib/lashd/bootc-tools"
 _FIFO = "bootc.progress"
@@ -135,6 +137,7 @@ class Driver:
         # Type=oneshot: it is activating until it ends, and then it is gone, or stays as failed for an adopter.
         argv = ["systemd-run", "--quiet", "--wait", f"--unit={UNIT}", "--service-type=oneshot"]
         argv += [f"--description=bootc {words[0]}, for lashd", "--property=TimeoutStartSec=infinity"]
+        argv += [f"--property={weight}" for weight in WEIGHTS]
         argv += [f"--setenv={name}={value}" for name, value in env.items()]
         # It is told the number of the descriptor; what it starts (podman) would take that for a socket of its own.
         argv.append("--property=UnsetEnvironment=LISTEN_FDS LISTEN_PID LISTEN_FDNAMES")
