@@ -10,11 +10,37 @@ from collections.abc import Callable
 import pytest
 
 from demo.host import Host
+from tests.conftest import REPOSITORY
 from tests.host.test_walk import STORE, described
 
 pytestmark = pytest.mark.host
 
 SETTINGS = "/etc/lashd/lashd.d/50-test.toml"
+# What skopeo and libostree do, as whoever writes below /sysroot does it.
+WRITING = f"""
+set -e
+mount -o remount,rw /sysroot
+mkdir {STORE}/probe
+cd {STORE}/probe
+mknod null c 1 3
+mknod disk b 8 0
+mkdir lower upper work merged
+mknod upper/whiteout c 0 0
+touch program
+chown 5:6 program
+chmod 6755 program
+test -u program
+python3 -c 'import os
+os.setxattr("program", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))
+os.setxattr("lower", "trusted.overlay.opaque", b"y")'
+mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged
+umount merged
+chroot /sysroot/ostree/deploy/*/deploy/*.0 true
+grep -q . /proc/1/mountinfo
+test -d /home
+cd /
+rm -r {STORE}/probe
+"""
 QUICK = "[collect]\nafter_boot = false\n[daemon]\nidle_exit_seconds = 0.5\n"
 
 
@@ -63,6 +89,30 @@ def _sandbox(host: Host) -> None:
         assert (done.status, "Read-only" in done.errors) == (1, True), (place, done)
     # What it was given is where it is looked for.
     assert host.run("nsenter", f"--mount=/proc/{pid}/ns/mnt", "touch", "/run/.t", "/var/lib/lashd/.t").status == 0
+    # In the very same sandbox.
+    host.run("sh", "-c", "cat >/run/writing", input=WRITING.encode())
+    dropped = (
+        "Type=",
+        "BusName=",
+        "Exec",
+        "Restart",
+        "SuccessExit",
+        "WatchdogSec=",
+        "StartLimit",
+        "WantedBy=",
+        "[Install]",
+    )
+    text = (REPOSITORY / "units/lashd.service").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith(dropped)]
+    lines += ["Type=oneshot", "ExecStart=/usr/bin/unshare --mount --propagation private -- /bin/sh /run/writing"]
+    write(host, "/run/systemd/system/lashd-probe.service", "\n".join(lines))
+    done = host.run("systemctl", "start", "lashd-probe.service", check=False)
+    assert done.status == 0, host.journal()
+    # What a soft reboot would bring up is taken down for systemd, and not only for the daemon.
+    host.run(
+        "sh", "-c", "mkdir -p /run/nextroot && mount -t tmpfs none /run/nextroot && : >/run/ostree/nextroot-booted"
+    )
+    wait_for(host, lambda: host.run("mountpoint", "-q", "/run/nextroot", check=False).status != 0, "its end")
     assert not host.run("systemd-analyze", "verify", "--man=no", "lashd.service", "lashd-wake.path").errors
 
 
