@@ -12,6 +12,7 @@ import pytest
 from demo import images
 from demo.host import Host
 from demo.images import Version
+from lashd.words.events import MessageId
 from tests.host.conftest import HostImages, publish
 from tests.host.test_walk import described, lashctl, states, version_of, wait_for_page
 from tests.support.registry import Registry
@@ -213,6 +214,9 @@ def test_activation_that_failed_and_a_layer_that_is_damaged(
     assert wait_for_page(host) == "Ahoy from web 1\n"
     assert shown(host, "lashd-activate", "Result") == {"Result": "success"}
     assert "10.toml: 'gate.polcy'" in host.run("journalctl", "--unit=lashd-activate", "--boot").output
+    broken = ("journalctl", "--boot", "--output=cat", f"MESSAGE_ID={MessageId.SETTINGS_BROKEN}", "--no-pager")
+    for unit in ("lashd-activate", "lashd"):
+        assert "10.toml: 'gate.polcy'" in host.run(*broken, f"--unit={unit}").output, unit
     host.run("rm", "/etc/lashd/lashd.d/10.toml")
     host.run("systemctl", "reset-failed", "lashd", check=False)
     host.run("systemctl", "restart", "lashd")

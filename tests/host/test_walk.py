@@ -14,6 +14,7 @@ import pytest
 from demo import images
 from demo.host import Done, Host
 from demo.images import Binding, Version
+from lashd.words.events import MessageId
 from tests.host.conftest import HostImages, publish
 from tests.support.images import Link
 from tests.support.registry import Registry
@@ -177,6 +178,9 @@ def test_rollback_repairs_or_refuses(host: Host, host_images: HostImages, host_r
     lashctl(host, "rollback")
     following = [row["roles"] for row in described(host)["deployments"] if row["next-boot"]]
     assert following == [["rollback"]]
+    said = host.run("journalctl", "--output=json", "--no-pager", f"MESSAGE_ID={MessageId.ROLLBACK_QUEUED}").output
+    (entry,) = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert (entry["LASHD_KIND"], entry["LASHD_UID"]) == ("rollback", "0")
     assert "the next boot starts it" in host.run("lashctl", "status").output
     host_registry.stop()
     host.reboot()

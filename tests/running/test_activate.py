@@ -30,6 +30,7 @@ from lashd.words import files as durable
 from lashd.words import run as runner
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
+from lashd.words.events import MessageId
 from lashd.words.model import Deployment, Record, RecordedImage, Role
 from lashd.words.reference import parse_reference
 from tests.support.host import REJECT_ALL
@@ -238,7 +239,7 @@ def test_a_name_moves_to_what_this_deployment_is_bound_to(
 
 
 def test_a_name_that_does_not_move_is_reported_and_its_unit_started_all_the_same(
-    host: Booted, capfd: pytest.CaptureFixture[str]
+    host: Booted, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(host.store, NEW, f"{WEB}@{NEW.digest}")
     host.record(NEW)
@@ -251,6 +252,17 @@ def test_a_name_that_does_not_move_is_reported_and_its_unit_started_all_the_same
         assert part in report["web.container"]
     assert capfd.readouterr().err == report["web.container"] + "\n"
     assert not (host.settings.paths.root / "run/systemd").exists()
+    # Where the journal listens it is told there, with an id, and once.
+    entries: list[tuple[str, dict[str, str], int]] = []
+
+    def tell(stream: object, said: str, fields: dict[str, str], *, priority: int, identifier: str) -> bool:
+        entries.append((said, fields, priority))
+        return True
+
+    monkeypatch.setattr(activation.journal, "tell", tell)
+    assert host.activate() == 1
+    assert entries == [(report["web.container"], {"MESSAGE_ID": MessageId.RUNNING_LACKS.value}, 3)]
+    assert capfd.readouterr() == ("", "")
     # Mended, and told again (or after a soft reboot, which keeps /run).
     host.set("")
     assert host.activate() == 0

@@ -36,6 +36,7 @@ from tests.support.host import write_root
 from tests.support.images import Content, Image, Link, build, files, random_bytes
 from tests.support.registry import Registry
 from tests.support.stores import layer_file
+from tests.support.told import told
 from tests.things.ostree.conftest import needs_root
 
 pytestmark = needs_root
@@ -242,7 +243,7 @@ async def test_the_same_without_it(tmp_path: Path, registry: Registry, faulty: F
     assert results[0] == results[1]
 
 
-async def test_what_fails_is_left_to_the_bind(host: Host) -> None:
+async def test_what_fails_is_left_to_the_bind(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     """The only attempt before it was staged fails, for the one in its manifest, for the other in a layer."""
     agent, probe = (images("2")[name].layers[-1].digest for name in ("agent", "probe"))
     host.faulty.on("bench/web/manifests/1", Status(404), times=1)
@@ -257,6 +258,7 @@ async def test_what_fails_is_left_to_the_bind(host: Host) -> None:
     facts = await host.upgrade()
     assert {image.digest for image in images("2").values()} <= host.here
     assert host.faulty.requests(f"bench/probe/blobs/{probe}") == 1
+    assert told(caplog) == [], "nobody is alerted about what the bind has made good"
     # All of it was this job's work, whichever part of it fetched what; and it is told as one walk.
     assert facts is not None
     layers = {layer.digest: len(layer.blob) for image in images("2").values() for layer in image.layers[1:]}

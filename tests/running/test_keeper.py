@@ -30,6 +30,7 @@ from lashd.things.store import Store
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import Deployment, Discovery, Order, Owed, Passed, Verdict
+from tests.support.told import told
 from tests.things.ostree.conftest import Host, host, needs_root
 from tests.things.ostree.images import BASE, Entry, file, folder, symlink, write_image
 from tests.things.ostree.test_deployments import write_variant
@@ -366,7 +367,7 @@ async def test_retries_grow_and_say_when(host: Host) -> None:
         assert 0.75 * whole < wait < whole + 0.3, waits
 
 
-async def test_lost_at_a_reboot_counted_once_and_staged_again(host: Host) -> None:
+async def test_lost_at_a_reboot_counted_once_and_staged_again(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     staged = await prepare(host)
     key = staged.keys[0]
     async with keeping(host, boot="first") as bench:
@@ -382,6 +383,7 @@ async def test_lost_at_a_reboot_counted_once_and_staged_again(host: Host) -> Non
             owed = bench.shutdowns.owed()
             assert owed is not None
             assert (owed.wasted, owed.boot) == (1, "first")
+    assert told(caplog) == [{"NAME": "REBOOT_WASTED", "LASHD_DEPLOYMENT": key}]
     since = owed.since
     async with keeping(host, boot="second") as bench:
         staged.stage(key.replace(".0", ".0"))
@@ -436,6 +438,8 @@ async def test_gate_ignored_is_said_loudly(host: Host, caplog: Any) -> None:
     shutdowns.write_verdict(Verdict(Passed.HELD, "boot-before", 1, booted))
     async with keeping(host):
         assert [record.levelname for record in caplog.records if booted in record.message] == ["ERROR"]
+        (entry,) = told(caplog)
+        assert (entry["NAME"], entry["LASHD_DEPLOYMENT"]) == ("GATE_IGNORED", booted)
 
 
 async def test_without_inotify_the_poll_finds_it(host: Host, monkeypatch: Any) -> None:

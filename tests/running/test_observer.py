@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import http.client
 import logging
 import shutil
@@ -155,6 +156,32 @@ async def test_the_file_is_written_now_and_then(settings: Settings, monkeypatch:
         await until(lambda: path.stat().st_mtime_ns > written)
 
 
+async def test_a_file_that_cannot_be_written(
+    service: Service, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = settings.paths.run / "metrics/lashd.prom"
+    await until(path.exists)
+    with path.open() as reading:
+        before = path.read_text()
+
+        def full(descriptor: int, mode: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(observer.os, "fchmod", full)
+            for _ in range(3):
+                await ended(service.jobs.start("upgrade", fail, ROOT, {}))
+                await asyncio.sleep(0.1)
+        assert caplog.text.count("No space left") == 1, "it is said once"
+        assert path.read_text() == before
+        # What a collector would read as well, half as it is.
+        assert [each.name for each in path.parent.iterdir() if each.name.endswith(".prom")] == ["lashd.prom"]
+        await ended(service.jobs.start("upgrade", fail, ROOT, {}))
+        await until(lambda: path.read_text() != before)
+        # Whoever was reading has the old one to its end.
+        assert reading.read() == before
+
+
 async def fail(job: Job) -> Outcome:
     raise LashdError(ErrorName.PULL_FAILED, "No.")
 
@@ -180,7 +207,8 @@ async def test_successes_outlive_the_daemon_and_retries_count(settings: Settings
     service.jobs.subscribe(figures)
     await ended(service.jobs.start("check", work, ROOT, {}))
     assert figures.retries == 2
-    figures.keep()
+    figures.keep(figures.unwritten())
+    assert figures.unwritten() is None
     again = JobFigures(service.jobs, note)
     assert again.successes == figures.successes == {"check": pytest.approx(time.time(), abs=60)}
     assert again.retries == 0

@@ -27,6 +27,7 @@ from lashd.things.rebooting import SOFT_UNIT, UNIT, Going
 from lashd.words.config import Settings, settings_from
 from lashd.words.errors import ErrorName, LashdError
 from tests.support.fleetlock import FleetLock
+from tests.support.told import told
 
 BACKUP = Inhibitor("backup", "Nightly backup", 1000)
 SATURDAY_NIGHT = datetime(2026, 11, 21, 3, 0, tzinfo=UTC)
@@ -178,7 +179,8 @@ async def test_never_does_nothing_and_asks_nobody(world: World) -> None:
     assert (world.started, world.asked, rebooter.blocked()) == ([], [], [])
 
 
-async def test_when_ready(world: World) -> None:
+async def test_when_ready(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     world.when = "ready"
     world.outlook = Outlook("v1", "v2", False)
     rebooter = world.rebooter()
@@ -191,6 +193,7 @@ async def test_when_ready(world: World) -> None:
     assert rebooter.begun()
     await rebooter.consider()
     assert world.started == [UNIT]
+    assert told(caplog) == [{"NAME": "REBOOT_STARTED", "LASHD_DEPLOYMENT": "v2"}]
 
 
 async def test_nothing_to_boot_into(world: World) -> None:

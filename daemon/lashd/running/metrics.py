@@ -68,12 +68,16 @@ class JobFigures:
     def _active(self) -> list[Job]:
         return [job for job in self._jobs.list() if job.active]
 
-    def keep(self) -> None:
-        """Write down when jobs ended well, if that is news. Blocks."""
-        if self._unwritten:
-            self._unwritten = False
+    def unwritten(self) -> Mapping[str, int] | None:
+        """When jobs ended well, if that is news since the last time that this was asked."""
+        news, self._unwritten = dict(self.successes) if self._unwritten else None, False
+        return news
+
+    def keep(self, successes: Mapping[str, int] | None) -> None:
+        """Write down what `unwritten` has answered. Blocks."""
+        if successes is not None:
             try:
-                write_note(self._note, _LastSuccess(self.successes))
+                write_note(self._note, _LastSuccess(successes))
             except LashdError as error:
                 log.warning("%s", error.message)
 

@@ -58,7 +58,7 @@ class Observer:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        self._figures.keep()
+        self._figures.keep(self._figures.unwritten())
 
     # -- called by the service and its jobs ---------------------------------------------------------------------------
 
@@ -94,7 +94,8 @@ class Observer:
             return  # what is read until the next daemon runs is how it stood before
         self._alert()
         try:
-            await asyncio.to_thread(self._figures.keep)
+            if (successes := self._figures.unwritten()) is not None:
+                await asyncio.to_thread(self._figures.keep, successes)
             if self._file is not None:
                 await asyncio.to_thread(_replace, self._file, plain(self._values()).encode())
             self._complaint = ""
