@@ -62,6 +62,7 @@ class FakeService:
         self.image_rows = [image()]
         self.values: dict[str, Any] = {"State": "idle", "Gate": "none", "LastError": ("", ""), "Generation": 1}
         self.values |= {"NextTry": 0, "LastShutdown": {}}
+        self.history: list[dict[str, Any]] = []
         self.go_on = asyncio.Event()
         self.outcome: Outcome | Exception = Outcome(True, {"deployment": STAGED, "bytes-to-fetch": 5})
         self.started: list[tuple[str, dict[str, Any], Initiator]] = []
@@ -147,6 +148,10 @@ class FakeService:
         return [
             {"id": job.id, "kind": job.kind, "state": job.state, "fraction": job.fraction} for job in self.jobs.list()
         ]
+
+    async def get_history(self, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+        self.started.append(("history", dict(options), Initiator(-1)))
+        return self.history
 
     def describe(self) -> str:
         return '{"schema": 1}'

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from lashd.bus import options, rows
 from lashd.running.jobs import Initiator, Jobs, Outcome
-from lashd.running.rows import blank_row, job_row
+from lashd.running.rows import blank_row, entry_row, job_row, set_row
 from lashd.running.view import deployment_row
 from lashd.running.walk import plan_facts
+from lashd.things.history_rows import JobEntry, SetEntry
 from lashd.words.model import Deployment, Plan
 
 
@@ -89,7 +90,10 @@ async def test_every_key_of_the_service_has_a_type() -> None:
         deployment_row(deployment, ready=True, next_boot=True),
         plan_facts(Plan()),
     ]
-    shown += [dict.fromkeys(table) for table in options.METHODS.values() if "timeout-ms" not in table]
+    asks = ("Wait", "GetHistory")  # whose options no job shows
+    shown += [dict.fromkeys(table) for name, table in options.METHODS.items() if name not in asks]
+    shown += [entry_row(JobEntry(1, "u", "bind", True, "b", 1, 0)), {"interrupted": True, "continues": 1}]
+    shown.append(set_row(SetEntry(1, "b", "k", "i", "d", "v", (), True, 1, 2), "b"))
     shown.append({"object": "/", "retryable": True, "joined": True, "uid": 0, "unit": "", "name": ""})
     keys = {key for row in shown for key in row}
     assert keys <= rows.KEYS.keys()

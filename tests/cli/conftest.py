@@ -125,6 +125,7 @@ class FakeLashd:
         }
         self.deployments: list[dict[str, Any]] = []
         self.bound: list[dict[str, Any]] = []
+        self.history: list[dict[str, Any]] = []
         self.document = ""
         self.jobs: dict[int, dict[str, Any]] = {}
         self.asked: list[tuple[str, dict[str, Any], bool]] = []
@@ -147,6 +148,7 @@ class FakeLashd:
                     for number, job in self.jobs.items()
                 ]
             ],
+            "GetHistory": self._get_history,
             "Describe": lambda call: [self.document or self.describe()],
             "Sync": lambda call: [1],
         }  # fmt: skip
@@ -180,6 +182,13 @@ class FakeLashd:
         keys = {"booted": BOOTED, "staged": STAGED, "rollback": OLD}
         rows = [row for row in self.bound if wanted == "all" or row["deployment"] == keys.get(wanted, wanted)]
         return [[to_row(row) for row in rows]]
+
+    def _get_history(self, call: Call) -> list[Any]:
+        options = decode("GetHistory", call.body[0])
+        number, limit = options.get("job", 0), options.get("limit", 50)
+        sets = options.get("kind") == "sets"
+        rows = [row for row in self.history if ("bound" in row) == sets and number in (0, row["id"])]
+        return [[to_row(row) for row in rows[:limit]]]
 
     def _starter(self, method: str) -> Callable[[Call], list[Any]]:
         def handle(call: Call) -> list[Any]:

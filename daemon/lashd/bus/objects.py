@@ -52,6 +52,7 @@ class Service(Protocol):
     def list_bound(self, options: Options) -> list[Row]: ...
     def list_deployments(self, options: Options) -> list[Row]: ...
     def list_jobs(self, options: Options) -> list[Row]: ...
+    async def get_history(self, options: Options) -> list[Row]: ...
     def describe(self) -> str: ...
     async def sync(self) -> int: ...
     def properties(self) -> Row: ...
@@ -106,6 +107,7 @@ class Door:
                 "ListDeployments", service.list_deployments, lambda row: deployment_path(row["key"])
             ),
             "ListJobs": self._lister("ListJobs", service.list_jobs, lambda row: job_path(row["id"])),
+            "GetHistory": self._history,
             "Describe": lambda call: [service.describe()],
             "Sync": self._sync,
         }
@@ -164,6 +166,9 @@ class Door:
             return answer
 
         return handle
+
+    async def _history(self, call: Call) -> list[Any]:
+        return [[to_row(row) for row in await self._service.get_history(decode("GetHistory", call.body[0]))]]
 
     async def _sync(self, call: Call) -> list[Any]:
         generation = await self._service.sync()

@@ -18,6 +18,8 @@ Options = dict[str, Any]
 
 # Longest string that an option may hold (characters); all of them are names, digests or one sentence.
 LONGEST = 512
+# Most rows of the history that one answer may have.
+MOST_ROWS = 500
 # Longest time that one Wait may take (milliseconds).
 LONGEST_WAIT = 3_600_000
 DEFAULT_WAIT = 20_000
@@ -55,6 +57,14 @@ def _short_wait(value: Any) -> str:
     return "" if value <= LONGEST_WAIT else f"must not be more than {LONGEST_WAIT}"
 
 
+def _rows(value: Any) -> str:
+    return "" if 1 <= value <= MOST_ROWS else f"must be from 1 to {MOST_ROWS}"
+
+
+def _number(value: Any) -> str:
+    return "" if value else "must be the number of a job"
+
+
 WHO = {"initiator": Option("s"), "reason": Option("s")}
 CHANGE = WHO | {"idempotency-key": Option("s", _not_empty)}
 
@@ -77,6 +87,12 @@ METHODS: dict[str, dict[str, Option]] = {
     "ListBound": {"deployment": Option("s", _not_empty)},
     "ListDeployments": {},
     "ListJobs": {},
+    "GetHistory": {
+        "kind": Option("s", _one_of("jobs", "sets")),
+        "job": Option("t", _number),
+        "limit": Option("u", _rows),
+        "since": Option("t"),
+    },
     "Cancel": WHO,
     "Wait": {"timeout-ms": Option("u", _short_wait)},
 }

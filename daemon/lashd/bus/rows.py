@@ -88,6 +88,16 @@ KEYS: dict[str, str] = {
     "held": "s",
     "staged": "b",
     "missing": "as",
+    "interrupted": "b",
+    "continues": "t",
+    # the history
+    "options": "a{sv}",
+    "details": "a{sv}",
+    "ended": "t",
+    "this-boot": "b",
+    "bound": "a(ss)",
+    "from": "t",
+    "until": "t",
     # the last shutdown
     "boot": "s",
     "time": "t",

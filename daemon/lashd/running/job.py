@@ -141,6 +141,15 @@ class Job:
         self._task = asyncio.create_task(self._run(work), name=f"job {self.id} {self.kind}")
         self._task.add_done_callback(self._ended)
 
+    def recall(self, stage: str, result: str, name: str, message: str, details: Mapping[str, Any]) -> None:
+        """It has ended in an earlier life of the daemon, like this: `name` and `message` are those of the error."""
+        self._tally.stage = stage
+        if result in ("success", "unchanged"):
+            self._tally.complete()
+        self.result, self.error_name, self.error_message, self.details = result, name, message, dict(details)
+        self.state, self.cancellable = "done", False
+        self._done.set()
+
     async def ended(self) -> None:
         """Wait for its end, however it comes."""
         await self._done.wait()

@@ -8,7 +8,8 @@ unless the holder yields: what the daemon does by itself never keeps a person wa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from lashd.running.job import Initiator, Job, Outcome, Work
@@ -32,9 +33,10 @@ class Listener(Protocol):
 class Jobs:
     """All jobs that are on the bus, and the slot."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: Callable[[], int] | None = None) -> None:
         self._jobs: dict[int, Job] = {}
-        self._next = 1
+        self._ended: list[Job] = []  # those that have, in the order in which they did
+        self._number = number or itertools.count(1).__next__
         self._listeners: list[Listener] = []
 
     def list(self) -> list[Job]:
@@ -64,10 +66,13 @@ class Jobs:
         *,
         slot: bool = True,
         yields: bool = False,
+        details: Mapping[str, Any] | None = None,
     ) -> tuple[Job, bool]:
         """Start a job, or join the one that does the same: (job, joined).
 
         Raises Busy, naming the holder, when another job holds the slot; `slot=False` is for jobs that change nothing.
+        One that was cancelled is not joined any more: whoever asks then wants it done. `details` are those it begins
+        with.
         A job that `yields` is cancelled for one that does not, which begins when it has ended; it yields no more once
         somebody has joined it who does not.
         """
@@ -75,7 +80,8 @@ class Jobs:
         key = options.get("idempotency-key")
         for job in self._jobs.values():
             if job.kind == kind and (
-                (job.active and _identity(job.options) == wanted) or (key and job.options.get("idempotency-key") == key)
+                (job.active and not job.ending and _identity(job.options) == wanted)
+                or (key and job.options.get("idempotency-key") == key)
             ):
                 job.yields = job.yields and yields
                 return job, True
@@ -89,9 +95,9 @@ class Jobs:
                 f"{' as ' + holder.initiator.name if holder.initiator.name else ''}) is running; "
                 f"wait for it or cancel it with 'lashctl jobs --cancel {holder.id}'.",
             )
-        job = Job(self._next, kind, initiator, options, self, slot=slot)
+        job = Job(self._number(), kind, initiator, options, self, slot=slot)
         job.yields = yields
-        self._next += 1
+        job.details |= details or {}
         self._jobs[job.id] = job
         self.tell("job_new", job)
         for holder in holders:
@@ -99,11 +105,19 @@ class Jobs:
         job.start(_after(holders, work) if holders else work)
         return job, False
 
+    def recall(self, job: Job) -> None:
+        """Show a job that has ended in an earlier life of the daemon."""
+        self._jobs = dict(sorted((self._jobs | {job.id: job}).items()))
+        self._keep(job)
+
     def finished(self, job: Job) -> None:
         self.tell("job_done", job)
+        self._keep(job)
+
+    def _keep(self, job: Job) -> None:
         asyncio.get_running_loop().call_later(KEEP_SECONDS, self._remove, job)
-        done = [other for other in self._jobs.values() if not other.active]
-        for old in done[: max(0, len(done) - KEEP_JOBS)]:
+        self._ended.append(job)
+        for old in self._ended[:-KEEP_JOBS]:
             self._remove(old)
 
     async def stop(self) -> None:
@@ -112,6 +126,7 @@ class Jobs:
 
     def _remove(self, job: Job) -> None:
         if self._jobs.pop(job.id, None) is not None:
+            self._ended.remove(job)
             self.tell("job_removed", job)
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from lashd.running.adoption import Adoption
 from lashd.running.aftercare import Aftercare
+from lashd.running.interrupted import is_rest_of
 from lashd.running.jobs import Job, Outcome
 from lashd.running.reboot import Rebooter
 from lashd.running.starting import ITSELF, Starter
 from lashd.running.view import View
+from lashd.things.history_rows import JobEntry
 from lashd.things.host import HostBackend
 from lashd.words.config import Settings
 from lashd.words.model import Deployment, Owed, Role
@@ -40,12 +43,19 @@ class OwnWork:
         self._starter = starter
         self._collect = collect
         self._changed = changed
+        self._interrupted: JobEntry | None = None
+
+    def carry_on(self, entry: JobEntry) -> None:
+        """What is left of this job, which was interrupted, may be the next that the keeper wants."""
+        self._interrupted = entry
 
     # -- the keeper's hands -----------------------------------------------------------------------------------------
 
     def keep_bound(self, deployment: Deployment) -> Job:
         known_only = Role.BOOTED in deployment.roles
-        return self._starter.bind(deployment, ITSELF, {}, known_only=known_only)[0]
+        details = self._rest(deployment)
+        job, _joined = self._starter.bind(deployment, ITSELF, {}, known_only=known_only, details=details)
+        return self._carried_on(job)
 
     def bring_back(self, owed: Owed) -> Job:
         async def work(job: Job) -> Outcome:
@@ -53,7 +63,16 @@ class OwnWork:
             staged = await self._backend.restage(owed, job.report)
             return Outcome(True, {"deployment": staged.key, "digest": owed.digest})
 
-        return self._starter.start("restage", work, ITSELF, {})[0]
+        return self._carried_on(self._starter.start("restage", work, ITSELF, {}, self._rest(None))[0])
+
+    def _rest(self, deployment: Deployment | None) -> dict[str, Any]:
+        entry = self._interrupted
+        return {"continues": entry.id} if entry is not None and is_rest_of(entry, deployment) else {}
+
+    def _carried_on(self, job: Job) -> Job:
+        if "continues" in job.details:
+            self._interrupted = None
+        return job
 
     # -- after the boot ---------------------------------------------------------------------------------------------
 

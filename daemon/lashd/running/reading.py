@@ -14,10 +14,11 @@ from typing import Any
 
 import lashd
 from lashd.running.blocked import Situation, reasons
+from lashd.running.history import History
 from lashd.running.jobs import Job, Jobs
 from lashd.running.keeper import Keeper
 from lashd.running.reboot import Rebooter
-from lashd.running.rows import Row, gate_word, job_row, order_row, owed_row, shutdown_row, told
+from lashd.running.rows import Row, entry_row, gate_word, job_row, order_row, owed_row, set_row, shutdown_row, told
 from lashd.running.view import View, deployment_row
 from lashd.running.walk import Walk
 from lashd.steps.shutdowns import Shutdowns, still_owed
@@ -29,6 +30,8 @@ from lashd.words.progress import Stage
 
 # Version of the document that Describe() returns; raised when a key changes its meaning or goes away.
 DESCRIBE_VERSION = 1
+# So many rows of the history are given when nobody says how many.
+HISTORY_ROWS = 50
 
 Options = Mapping[str, Any]
 
@@ -47,6 +50,7 @@ class Reader:
         shutdowns: Shutdowns,
         rebooter: Rebooter,
         boot: str,
+        history: History,
     ) -> None:
         self.settings = settings
         self.jobs = jobs
@@ -56,6 +60,7 @@ class Reader:
         self._shutdowns = shutdowns
         self._rebooter = rebooter
         self._boot = boot
+        self._history = history
         self._verdict = shutdowns.verdict()
         self._keeper: Keeper | None = None  # there is none where nothing is booted
         self._last_error = ("", "")
@@ -76,6 +81,15 @@ class Reader:
 
     def list_jobs(self, options: Options) -> list[Row]:
         return [job_row(job) for job in self.jobs.list()]
+
+    async def get_history(self, options: Options) -> list[Row]:
+        """The newest first: jobs, also those that run, or with `kind` = `sets` what ran. Raises what History does."""
+        how = {"limit": options.get("limit", HISTORY_ROWS), "since": options.get("since", 0)}
+        if options.get("kind") == "sets":
+            if "job" in options:
+                raise LashdError(ErrorName.INVALID_ARGUMENT, "The option 'job' does not go with the kind 'sets'.")
+            return [set_row(entry, self._boot) for entry in await self._history.sets(**how)]
+        return [entry_row(entry) for entry in await self._history.jobs(**how, number=options.get("job", 0))]
 
     def deployments(self) -> list[Row]:
         """Rows for the Deployment objects: ListDeployments' keys and `references`, what each binds."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lashd.running.jobs import Job
+from lashd.things.history_rows import JobEntry, SetEntry
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import Deployment, Discovery, ImageState, Order, Owed, Verdict
 
@@ -79,6 +80,45 @@ def job_row(job: Job) -> Row:
         "result": job.result,
         "error-name": job.error_name,
         "error-message": job.error_message,
+    }
+
+
+def entry_row(entry: JobEntry) -> Row:
+    """One job of the history, as GetHistory shows it. Its state is `done`, or `running` as long as it has not ended."""
+    return {
+        "id": entry.id,
+        "uuid": entry.uuid,
+        "kind": entry.kind,
+        "state": "done" if entry.ended else "running",
+        "stage": entry.stage,
+        "boot": entry.boot,
+        "created": max(entry.created, 0),
+        "ended": max(entry.ended, 0),
+        "uid": entry.uid,
+        "unit": entry.unit,
+        "initiator": entry.initiator,
+        "options": dict(entry.options),
+        "result": entry.result,
+        "error-name": entry.error_name,
+        "error-message": entry.error_message,
+        "details": dict(entry.details),
+    }
+
+
+def set_row(entry: SetEntry, boot: str) -> Row:
+    """One set of the history, as GetHistory shows it. `boot` is the id of this boot."""
+    return {
+        "id": entry.id,
+        "boot": entry.boot,
+        "this-boot": entry.boot == boot,
+        "deployment": entry.deployment,
+        "image": entry.image,
+        "digest": entry.digest,
+        "version": entry.version,
+        "bound": [list(pair) for pair in entry.bound],
+        "ready": entry.ready,
+        "from": max(entry.begun, 0),
+        "until": max(entry.seen, 0),
     }
 
 

@@ -28,7 +28,14 @@ class Starter:
     walk: Walk
     adoption: Adoption
 
-    def start(self, kind: str, work: Work, initiator: Initiator, options: Mapping[str, Any]) -> tuple[Job, bool]:
+    def start(
+        self,
+        kind: str,
+        work: Work,
+        initiator: Initiator,
+        options: Mapping[str, Any],
+        details: Mapping[str, Any] | None = None,
+    ) -> tuple[Job, bool]:
         async def after_adoption(job: Job) -> Outcome:
             await self.adoption.ended()
             try:
@@ -39,10 +46,16 @@ class Starter:
                     await self.backend.recover()
                 raise
 
-        return self.jobs.start(kind, after_adoption, initiator, options, yields=initiator is ITSELF)
+        return self.jobs.start(kind, after_adoption, initiator, options, yields=initiator is ITSELF, details=details)
 
     def bind(
-        self, deployment: Deployment, initiator: Initiator, options: Mapping[str, Any], *, known_only: bool = False
+        self,
+        deployment: Deployment,
+        initiator: Initiator,
+        options: Mapping[str, Any],
+        *,
+        known_only: bool = False,
+        details: Mapping[str, Any] | None = None,
     ) -> tuple[Job, bool]:
         async def work(job: Job) -> Outcome:
             bound = await self.walk.bind(deployment, job.report, known_only=known_only)
@@ -51,4 +64,4 @@ class Starter:
             return Outcome(bound.changed, facts | ({"held": held} if held else {}))
 
         # By its key: whoever asks for the same in other words joins the job.
-        return self.start("bind", work, initiator, {**options, "deployment": deployment.key})
+        return self.start("bind", work, initiator, {**options, "deployment": deployment.key}, details)
