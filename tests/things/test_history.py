@@ -99,9 +99,12 @@ def test_sets_have_a_row_for_each_boot_in_order_whatever_the_clock_says(file: Hi
     file.write([], replace(SET, uptime=1200.0, seen=1_790_001_170))
     # The next boot's clock is wrong again.
     file.write([], replace(SET, boot=NEXT_BOOT, uptime=20.0, seen=100))
+    assert file.sets(limit=1)[0].begun == 80
+    # And is set, to a moment at which by its uptime it would have begun before the last one ended.
+    file.write([], replace(SET, boot=NEXT_BOOT, uptime=30.0, seen=1_790_001_180))
     rows = again(file).sets(limit=9)
     assert [(row.boot, row.deployment[0], row.begun, row.seen) for row in rows] == [
-        (NEXT_BOOT, "c", 80, 100),
+        (NEXT_BOOT, "c", 1_790_001_170, 1_790_001_180),
         (BOOT, "c", 1_790_001_170, 1_790_001_170),
         (BOOT, "d", 1_790_000_970, 1_790_001_170),
         (BOOT, "c", 1_789_999_970, 1_790_000_970),

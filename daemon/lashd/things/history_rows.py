@@ -189,12 +189,16 @@ def see(database: sqlite3.Connection, running: SetSeen) -> None:
     else:
         database.execute("DELETE FROM sets WHERE id = ?", (number,))
         number -= 1
+    begun = running.seen - round(running.uptime - since)
+    (ended,) = database.execute("SELECT coalesce(max(seen), 0) FROM sets WHERE id = ?", (number,)).fetchone()
+    if ended <= running.seen:
+        begun = max(begun, ended)  # whatever the uptime says, the one before ran until then
     database.execute(
         f"INSERT INTO sets (mark, uptime, {', '.join(_SET_NAMES)}) VALUES (?, ?, {', '.join('?' * len(_SET_NAMES))})",
         (
             *(mark, since, number + 1, running.boot, running.deployment, _text(running.image), running.digest),
             *(_text(running.version), json.dumps(running.bound), running.ready),
-            *(running.seen - round(running.uptime - since), running.seen),
+            *(begun, running.seen),
         ),
     )
 
