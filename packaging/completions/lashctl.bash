@@ -19,10 +19,10 @@ _lashctl() {
         --reboot) words="when-ready window" ;;
         --when) words="now ready window" ;;
         --follow | --cancel) words=$(_lashctl_jobs) ;;
-        --reason | --expected-digest) return ;;
+        --reason | --expected-digest | --limit) return ;;
         *)
             case $command in
-                "") words="status list check plan upgrade switch bind rollback verify collect discard hold release reboot jobs monitor --json --help --version" ;;
+                "") words="status list check plan upgrade switch bind rollback verify collect discard hold release reboot jobs history monitor --json --help --version" ;;
                 status | monitor | check) words="--json --help" ;;
                 list) words="--deployment --json --help" ;;
                 plan) words="upgrade bind --deployment --json --help" ;;
@@ -35,6 +35,7 @@ _lashctl() {
                 hold) words="--expected-digest --reason --json --help" ;;
                 release) words="--reason --json --help" ;;
                 reboot) words="--when --cancel --no-wait --reason --json --help" ;;
+                history) words="--sets --limit --json --help" ;;
                 jobs) words="--follow --cancel --json --help"; [[ $word != -* ]] && words+=" $(_lashctl_jobs)" ;;
             esac
             ;;

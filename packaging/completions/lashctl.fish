@@ -5,7 +5,7 @@ function __lashctl_jobs
     lashctl jobs 2>/dev/null | string match -rg '^(\d+)\s'
 end
 
-set -l commands status list check plan upgrade switch bind rollback verify collect discard hold release reboot jobs monitor
+set -l commands status list check plan upgrade switch bind rollback verify collect discard hold release reboot jobs history monitor
 set -l none "not __fish_seen_subcommand_from $commands"
 
 complete -c lashctl -f
@@ -27,6 +27,7 @@ complete -c lashctl -n $none -a hold -d 'keep the staged deployment back'
 complete -c lashctl -n $none -a release -d 'let the staged deployment through as it is'
 complete -c lashctl -n $none -a reboot -d 'reboot into what comes next'
 complete -c lashctl -n $none -a jobs -d 'list, follow and cancel jobs'
+complete -c lashctl -n $none -a history -d 'jobs that were, and what ran when'
 complete -c lashctl -n $none -a monitor -d 'watch what happens'
 complete -c lashctl -n '__fish_seen_subcommand_from list' -x -l deployment -a 'booted staged rollback all'
 complete -c lashctl -n '__fish_seen_subcommand_from plan' -x -l deployment -a 'booted staged rollback'
@@ -43,6 +44,8 @@ complete -c lashctl -n '__fish_seen_subcommand_from bind' -a 'booted staged roll
 complete -c lashctl -n '__fish_seen_subcommand_from rollback' -l drop-staged -d 'although that drops the staged deployment'
 complete -c lashctl -n '__fish_seen_subcommand_from upgrade switch bind rollback collect discard reboot' -l no-wait -d 'return at once'
 complete -c lashctl -n '__fish_seen_subcommand_from upgrade switch bind rollback verify collect discard hold release reboot' -x -l reason -d 'kept with the job'
+complete -c lashctl -n '__fish_seen_subcommand_from history' -l sets -d 'which host image ran with which bound images'
+complete -c lashctl -n '__fish_seen_subcommand_from history' -x -l limit -d 'at most so many'
 complete -c lashctl -n '__fish_seen_subcommand_from jobs' -a '(__lashctl_jobs)'
 complete -c lashctl -n '__fish_seen_subcommand_from jobs' -x -l follow -a '(__lashctl_jobs)' -d 'follow until it ends'
 complete -c lashctl -n '__fish_seen_subcommand_from jobs' -x -l cancel -a '(__lashctl_jobs)' -d 'cancel it'

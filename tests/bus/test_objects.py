@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lashd.bus.objects import status_line
-from lashd.running.jobs import Initiator, Outcome
+from lashd.running.jobs import Initiator, Job, Outcome
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.progress import ItemProgress, Stage, StageStarted
 from tests.bus.conftest import NOBODY, run
@@ -322,3 +322,39 @@ def test_status_line(state: str, blocked: list[tuple[str, str]], line: str) -> N
     assert told.startswith(line)
     assert len(told) <= 200
     assert "\n" not in told
+
+
+async def test_the_history_is_answered_with_its_types(door) -> None:
+    job = {"id": 3, "kind": "bind", "details": {"bytes-to-fetch": 5, "changed": True}, "options": {"reason": "why"}}
+    ran = {"id": 1, "bound": [("quay.io/edge/agent:latest", "sha256:" + "1" * 64)], "this-boot": True, "from": -5}
+    door.service.history = [job | {"ended": 2**40}, ran]
+    given = {"kind": door.Variant("s", "jobs"), "limit": door.Variant("u", 9), "since": door.Variant("t", 2**40)}
+    rows = await door.call("GetHistory", "a{sv}", given | {"job": door.Variant("t", 2**64 - 1)})
+    assert rows == [job | {"ended": 2**40}, ran | {"from": 0, "bound": [list(pair) for pair in ran["bound"]]}]
+    assert door.service.started[-1][1] == {"kind": "jobs", "limit": 9, "since": 2**40, "job": 2**64 - 1}
+    for key, value in (
+        ("limit", ("u", 501)),
+        ("limit", ("u", 0)),
+        ("job", ("t", 0)),
+        ("kind", ("s", "x")),
+        ("x", ("b", True)),
+    ):
+        with pytest.raises(door.BusError) as caught:
+            await door.call("GetHistory", "a{sv}", {key: door.Variant(*value)})
+        assert caught.value.name == f"{NAME}.Error.InvalidArgument"
+        assert f"'{key}'" in caught.value.message
+
+
+async def test_a_job_of_an_earlier_daemon_is_an_object_like_any_other(door) -> None:
+    """Also when the history is read only after the door was opened."""
+    jobs = door.service.jobs
+    old = Job(1000, "upgrade", Initiator(NOBODY, "", "cockpit"), {"reason": "why"}, jobs, slot=True)
+    old.recall("pull", "failed", "Cancelled", "It was interrupted.", {"interrupted": True, "retryable": True})
+    jobs.recall(old)
+    door.service.tell()
+    path = f"{ROOT}/job/1000"
+    waited = await door.call("Wait", "a{sv}", {}, path=path, interface="Job")
+    assert waited == ["failed", "Cancelled", "It was interrupted."]
+    assert await get(door, path, "Job", "Details") == {"interrupted": True, "retryable": True}
+    assert await get(door, path, "Job", "State") == "done"
+    assert await door.call("Cancel", "a{sv}", {}, path=path, interface="Job") == []

@@ -63,17 +63,26 @@ class Host:
         return 10**9
 
 
-@pytest.fixture
-async def host(tmp_path: Path, bus_address: str) -> AsyncIterator[Host]:
-    links, units = tmp_path / "root/usr/lib/bootc/bound-images.d", tmp_path / "root/usr/share/containers/systemd"
-    for directory in (links, units, tmp_path / "sysroot/ostree/bootc/storage"):
+def furnish(base: Path) -> None:
+    """Make a root that binds one image, and an empty store."""
+    links, units = base / "root/usr/lib/bootc/bound-images.d", base / "root/usr/share/containers/systemd"
+    for directory in (links, units, base / "sysroot/ostree/bootc/storage"):
         directory.mkdir(parents=True)
     (units / "web.container").write_text("[Container]\nImage=registry.example/app/web:1\n")
     (links / "web.container").symlink_to("/usr/share/containers/systemd/web.container")
-    paths = PathSettings(state=tmp_path / "state", run=tmp_path / "run", root=tmp_path / "root")
+
+
+def settings_below(base: Path) -> Settings:
+    paths = PathSettings(state=base / "state", run=base / "run", root=base / "root")
+    return Settings(host=HostSettings(sysroot=base / "sysroot"), paths=paths)
+
+
+@pytest.fixture
+async def host(tmp_path: Path, bus_address: str) -> AsyncIterator[Host]:
+    furnish(tmp_path)
     host = Host(tmp_path / "root")
     backend: Any = host
-    service = Service(Settings(host=HostSettings(sysroot=tmp_path / "sysroot"), paths=paths), backend)
+    service = Service(settings_below(tmp_path), backend)
     await service.start()
     connection = await library.connect(bus_address)
     dispatcher = await open_doors(connection, service)

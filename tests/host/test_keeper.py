@@ -17,6 +17,7 @@ from demo.host import Host
 from lashd.words.events import MessageId
 from tests.host.conftest import HostImages, publish
 from tests.host.test_walk import described, lashctl, lock_of, states, version_of, wait_for_page
+from tests.support.faulty import Faulty, Stall
 from tests.support.noticed import stage
 from tests.support.registry import Registry
 
@@ -381,3 +382,52 @@ def test_staged_although_libostree_has_failed(host: Host, host_images: HostImage
     host.run("systemctl", "start", "lashd.service")
     now = wait_until(host, released)
     assert now["blockedBy"] == []
+
+
+def test_what_became_of_a_job_is_known_after_a_kill_and_after_a_reboot(
+    host: Host, host_images: HostImages, host_registry: Registry
+) -> None:
+    """Killed in the middle of an upgrade: that is said, a new job carries on, and a reboot makes none of it unknown."""
+    publish(host_registry, host_images.second)
+    prepare(host)
+    port, storage = host_registry.port, host_registry.storage
+    host_registry.stop()
+    network = host.network.path
+    with (
+        Registry(netns=network, port=port + 1, storage=storage) as registry,
+        Faulty(registry.address, netns=network, port=port) as slow,
+    ):
+        slow.on(r"/probe/blobs/", Stall(), times=1)
+        job = lashctl(host, "upgrade", "--no-wait", "--reason", "patch day")["job"]  # type: ignore[call-overload]
+        number = str(job["id"])
+        wait_until(host, lambda now: now["activeJob"] and now["gate"] == "held")
+        kill_daemon(host)
+        now = wait_until(host, released)
+        ended = lashctl(host, "jobs", number)["job"]  # type: ignore[call-overload]
+        assert (ended["uuid"], ended["result"], ended["details"]["interrupted"]) == (job["uuid"], "failed", True)
+        for part in (f"Job {number} (upgrade) was interrupted", "lashd was killed", "carries on with that by itself"):
+            assert part in ended["error-message"]
+        (rest,) = [row for row in now["jobs"] if row["kind"] == "bind" and row["result"] == "success"]
+        carried = lashctl(host, "jobs", str(rest["id"]))["job"]  # type: ignore[call-overload]
+        assert carried["details"]["continues"] == job["id"] < carried["id"]
+    host.reboot()
+    assert version_of(host) == "2"
+    after = lashctl(host, "jobs", number)["job"]  # type: ignore[call-overload]
+    same = ("uuid", "kind", "created", "options", "result", "error-name", "error-message", "details")
+    assert {key: after[key] for key in same} == {key: ended[key] for key in same}
+    assert lashctl(host, "jobs", "--follow", number, status=26)["error"]["name"] == "Cancelled"  # type: ignore[call-overload]
+    assert lashctl(host, "jobs", str(rest["id"]))["job"]["result"] == "success"  # type: ignore[call-overload]
+    wait_until(host, lambda now: len(lashctl(host, "history", "--sets")) == 2)
+    newer, older = lashctl(host, "history", "--sets")
+    assert [(row["version"], row["this-boot"], row["ready"]) for row in (newer, older)] == [
+        ("2", True, True),
+        ("1", False, True),
+    ]
+    assert [row["digest"] for row in (newer, older)] == [
+        host_images.second.image.digest,
+        host_images.first.image.digest,
+    ]
+    assert len(newer["bound"]) == 3
+    assert older["from"] < older["until"] <= newer["from"] <= newer["until"]
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    assert "interrupted" in host.run(*nobody, "lashctl", "history").output

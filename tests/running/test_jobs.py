@@ -243,3 +243,34 @@ async def test_what_a_person_has_joined_does_not_yield_any_more(table: Jobs) -> 
         table.start("upgrade", nothing, Initiator(1000), {})
     assert caught.value.name is ErrorName.BUSY
     await table.stop()
+
+
+async def test_nobody_joins_a_job_that_was_cancelled(table: Jobs) -> None:
+    """Whoever asks after that wants it done: he is told who is still in the way, and is not cancelled with it."""
+    job, _ = table.start("bind", forever, ROOT, {"deployment": "a"})
+    await asyncio.sleep(0)
+    job.cancel()
+    with pytest.raises(LashdError) as caught:
+        table.start("bind", forever, ROOT, {"deployment": "a"})
+    assert caught.value.name is ErrorName.BUSY
+    look, _ = table.start("plan", forever, ROOT, {}, slot=False)
+    await asyncio.sleep(0)
+    look.cancel()
+    again, joined = table.start("plan", nothing, ROOT, {}, slot=False)
+    assert not joined
+    assert (await again.wait(1))[0] == "unchanged"
+    await job.wait(1)
+    assert not table.start("bind", nothing, ROOT, {"deployment": "a"})[1]
+    await table.stop()
+
+
+async def test_what_ended_last_stays_longest(table: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long job's result can be read for minutes, however many short ones have begun and ended meanwhile."""
+    monkeypatch.setattr(module, "KEEP_JOBS", 2)
+    long, _ = table.start("upgrade", forever, ROOT, {})
+    for _ in range(3):
+        await table.start("plan", nothing, ROOT, {}, slot=False)[0].wait(1)
+    long.cancel()
+    await long.wait(1)
+    assert [job.id for job in table.list()] == [1, 4]
+    await table.stop()

@@ -7,6 +7,7 @@ import argparse
 import textwrap
 
 from lashd import __version__
+from lashd.bus.options import MOST_ROWS
 from lashd.cli.commands import COMMANDS, Command
 
 _EPILOG = """\
@@ -102,6 +103,10 @@ def parser() -> argparse.ArgumentParser:
     action = jobs.add_mutually_exclusive_group()
     action.add_argument("--follow", type=_job_id, metavar="ID", help="follow this job until it ends")
     action.add_argument("--cancel", type=_job_id, metavar="ID", help="cancel this job")
+    history = made["history"]
+    history.add_argument("ids", nargs="*", type=_job_id, metavar="ID", help="only these jobs, in full")
+    history.add_argument("--sets", action="store_true", help="which host image ran with which bound images")
+    history.add_argument("--limit", type=_limit, metavar="COUNT", help="at most so many, the newest (default: 50)")
     return top
 
 
@@ -123,6 +128,12 @@ def _command(
 
 def _json(target: argparse.ArgumentParser, default: object) -> None:
     target.add_argument("--json", action="store_true", default=default, help="print JSON for other programs")
+
+
+def _limit(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MOST_ROWS):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MOST_ROWS}")
+    return int(text)
 
 
 def _job_id(text: str) -> int:

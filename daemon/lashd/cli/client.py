@@ -28,7 +28,7 @@ ASK_SECONDS = 180.0
 
 # The signatures of the options that lashctl passes; the daemon refuses any other type by name.
 _TYPES = {str: "s", bool: "b"}
-Options = Mapping[str, str | bool | None]
+Options = Mapping[str, str | bool | int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +93,19 @@ class Client:
         return await self._list("ListBound", {"deployment": deployment})
 
     async def jobs(self) -> list[Job]:
-        found = []
-        for row in map(values.row, await self._list("ListJobs")):
-            path = values.text(row, "object") or job_path(values.number(row, "id"))
-            # A row has flat keys where the interface has one value that holds them.
-            who = {"uid": row.get("uid"), "name": row.get("initiator") or row.get("name"), "unit": row.get("unit")}
-            found.append(jobs.read(path, row | {"initiator": {key: value for key, value in who.items() if value}}))
-        return found
+        return [_job(row) for row in map(values.row, await self._list("ListJobs"))]
+
+    async def past_jobs(self, *, limit: int | None = None, number: int | None = None, start: bool = True) -> list[Job]:
+        """Jobs of the history, the newest first; or the one of this number."""
+        options, types = {"limit": limit, "job": number}, {"limit": "u", "job": "t"}
+        return [_job(values.row(row)) for row in await self._list("GetHistory", options, types, start=start)]
+
+    async def past_sets(self, *, limit: int | None = None) -> list[dict[str, Any]]:
+        """Rows of GetHistory about what ran, the newest first, with snake case keys."""
+        return values.rows(await self._list("GetHistory", {"kind": "sets", "limit": limit}, {"limit": "u"}))
 
     async def job(self, path: str, *, start: bool = True) -> Job:
-        """All there is to know of a job; of one that has left the bus, what lashd still lists of it.
+        """All there is to know of a job; of one that has left the bus, what is in the history.
 
         Without `start` a lashd that does not run is left alone: whoever stopped it wants it stopped.
         """
@@ -112,10 +115,15 @@ class Client:
             number = jobs.number_of(path)
             if failure.exit_status != EXIT_PROTOCOL or not number:
                 raise
-            remembered = next((job for job in await self.jobs() if job.id == number), None)
-            if remembered is None:
+            try:
+                past = await self.past_jobs(number=number, start=start)
+            except Failure as older:
+                if older.exit_status != EXIT_PROTOCOL:
+                    raise
+                past = []  # a lashd without a history
+            if not past:
                 raise no_job(number) from failure
-            return remembered
+            return past[0]
         return jobs.read(path, _expect(dict, got, "the job"))
 
     async def start(self, member: str, options: Options, *before: str) -> str:
@@ -150,8 +158,15 @@ class Client:
         async with watch:
             yield Feed(watch)
 
-    async def _list(self, member: str, options: Options | None = None) -> list[dict[str, Any]]:
-        got = await self._call(ROOT, MANAGER, member, "a{sv}", [_options(options or {})])
+    async def _list(
+        self,
+        member: str,
+        options: Options | None = None,
+        types: Mapping[str, str] | None = None,
+        *,
+        start: bool = True,
+    ) -> list[dict[str, Any]]:
+        got = await self._call(ROOT, MANAGER, member, "a{sv}", [_options(options or {}, types)], start=start)
         return [row for row in _expect(list, got, member) if isinstance(row, dict)]
 
     async def _call(
@@ -223,5 +238,18 @@ def _expect(kind: type, value: Any, what: str) -> Any:
     return value
 
 
-def _options(options: Options) -> dict[str, Any]:
-    return {key: library.Variant(_TYPES[type(value)], value) for key, value in options.items() if value is not None}
+def _job(row: values.Row) -> Job:
+    """The job of a row, with snake case keys, of ListJobs or GetHistory."""
+    path = values.text(row, "object") or job_path(values.number(row, "id"))
+    # A row has flat keys where the interface has one value that holds them.
+    who = {"uid": row.get("uid"), "name": row.get("initiator") or row.get("name"), "unit": row.get("unit")}
+    return jobs.read(path, {**row, "initiator": {key: value for key, value in who.items() if value}})
+
+
+def _options(options: Options, types: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """`types`: the signatures of numbers, by key."""
+    return {
+        key: library.Variant((types or {}).get(key) or _TYPES[type(value)], value)
+        for key, value in options.items()
+        if value is not None
+    }

@@ -160,12 +160,25 @@ back. What the settings want is not changed by that. {_JOB_NOTE}""",
         "list, follow and cancel jobs",
         """\
 List running and finished jobs, show one of them, follow it, or cancel it. Following ends with the
-exit status of the command that started the job.""",
+exit status of the command that started the job. A job that ended long ago, or before a reboot, can
+be shown and followed as well; 'lashctl history' lists those.""",
         """\
   lashctl jobs
   lashctl jobs 7
   lashctl jobs --follow 7
   lashctl jobs --cancel 7""",
+    ),
+    "history": Command(
+        "show jobs that were, and what ran when",
+        """\
+Show the jobs that were, also before the last restart or reboot, the newest first; with IDs all about
+these. With --sets show which host image ran with which bound images, from when to when, a row for
+each boot. When it was is said by the clock of then, which may have been wrong; the order is right.""",
+        """\
+  lashctl history
+  lashctl history 7
+  lashctl history --sets --limit 5
+  lashctl history --json | jq '.[] | select(.result == "failed")'""",
     ),
     "monitor": Command(
         "watch jobs and changes of the state as they happen",

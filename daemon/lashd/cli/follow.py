@@ -96,7 +96,7 @@ async def _come_back(client: Client, job: Job) -> Job:
                 raise  # it is the bus that has gone
             failure = error
         else:
-            # A daemon without a history counts its jobs anew: the same number is not always the same job.
+            # Where all of lashd's state was lost it counts its jobs anew: the same number is not always the same job.
             if not job.uuid or found.uuid == job.uuid:
                 return found
         if asyncio.get_running_loop().time() >= ends:

@@ -30,6 +30,7 @@ class Job:
     kind: str = ""
     initiator: Mapping[str, Any] = field(default_factory=dict)
     created: int = 0
+    ended: int = 0  # only the history says when
     options: Mapping[str, Any] = field(default_factory=dict)
     state: str = ""
     stage: str = ""
@@ -71,6 +72,7 @@ def read(path: str, properties: object) -> Job:
         kind=values.text(source, "kind"),
         initiator=values.row(source.get("initiator")),
         created=values.number(source, "created"),
+        ended=values.number(source, "ended"),
         options=_plain(source.get("options")),
         state=values.text(source, "state"),
         stage=values.text(source, "stage"),

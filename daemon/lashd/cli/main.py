@@ -84,13 +84,14 @@ def _guarded(parsed: Any, debug: bool) -> int:
 
 async def _run(parsed: Any) -> int:
     # Late, because --help and --version need no bus.
-    from lashd.cli import look, monitor, order, walk
+    from lashd.cli import history, look, monitor, order, walk
     from lashd.cli.client import connect
 
     commands = {
         "status": look.status,
         "list": look.bound,
         "jobs": look.jobs,
+        "history": history.history,
         "check": walk.check,
         "plan": walk.plan,
         "upgrade": walk.upgrade,

@@ -138,6 +138,7 @@ def one_job(job: Job) -> RenderableType:
         ("Result:", words.clean(job.result), RESULT_STYLES.get(job.result, "")),
         ("Error:", words.clean(": ".join(filter(None, (job.error_name, job.error_message)))), "red"),
         ("Created:", words.when(job.created), ""),
+        ("Ended:", words.when(job.ended), ""),
         ("Asked for by:", initiator if initiator != "uid 0" else "uid 0 (root)", ""),
         ("Uuid:", words.clean(job.uuid), "dim"),
     ]
@@ -157,7 +158,7 @@ _PLANNED = {"bytes_to_fetch": "To fetch", "bytes_on_disk": "Needed on disk", "by
 # A job that has ended tells the plan that it followed.
 _FETCHED = {"bytes_to_fetch": "Fetched", "images_to_fetch": "Images fetched"}
 # Said in other ways, or of no use to a person.
-_SILENT = {"changed", "retryable", "joined", "fits", "newer", "held", "staged", "missing"}
+_SILENT = {"changed", "retryable", "joined", "fits", "newer", "held", "staged", "missing", "interrupted"}
 # Of what is here nothing needs to be fetched, which says nothing of the newer host image.
 _OF_NEWER = {"bytes_to_fetch", "bytes_on_disk", "images_to_fetch"}
 
