@@ -36,9 +36,13 @@ from lashd.things.primary import PrimaryStore
 from lashd.things.store import Store
 from lashd.words.config import Settings
 from lashd.words.errors import LashdError
+from lashd.words.memory import give_back
 from lashd.words.model import Role
 
 log = logging.getLogger(__name__)
+
+# After the last work of the start (seconds).
+REST_SECONDS = 0.5
 
 
 class Listener(Protocol):
@@ -122,6 +126,13 @@ class Service(Requests):
         self._tasks.append(asyncio.create_task(self._drop_set_aside(), name="layers set aside"))
         self._adoption.start(then=self._known)
         self._tasks.append(asyncio.create_task(self._sets.run(), name="sets"))
+        self._tasks.append(asyncio.create_task(self._come_to_rest(), name="coming to rest"))
+
+    async def _come_to_rest(self) -> None:
+        """What it took to come up is a megabyte more than what it takes to stay."""
+        await self._adoption.ended()
+        await asyncio.sleep(REST_SECONDS)
+        give_back()
 
     def _recall(self, past: Past) -> None:
         """Show the jobs that clients may still ask for, and say of those that were interrupted what happens now."""

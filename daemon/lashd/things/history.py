@@ -181,6 +181,8 @@ def _prepare(database: sqlite3.Connection) -> int:
     # With this kind of journal a transaction is on disk when it ends.
     database.execute("PRAGMA synchronous = FULL")
     database.execute("PRAGMA trusted_schema = OFF")
+    # KiB; what is not asked for does not stay in memory, and the check reads all of it.
+    database.execute("PRAGMA cache_size = -128")
     if (found := database.execute("PRAGMA quick_check(1)").fetchone()) != ("ok",):
         error = sqlite3.DatabaseError(found[0] if found else "it cannot be checked")
         error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
