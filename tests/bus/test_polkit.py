@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from lashd.running.jobs import Initiator, Job, Outcome
-from tests.bus.conftest import bus_with_polkit, session
+from tests.bus.conftest import bus_with_polkit, run, session
 from tests.support.agent import Agent, agent
 from tests.support.caller import Caller
 from tests.support.polkitd import ADMIN, OTHER, Polkitd
@@ -93,7 +93,7 @@ async def test_allowed_refused_challenged(door, polkit, admin, other, screen) ->
     assert kinds(door) == ["check"]
 
 
-async def test_a_password_and_for_what_it_counts(door, admin, screen) -> None:
+async def test_a_password_and_for_what_it_counts(door, polkit, admin, screen) -> None:
     digest = "sha256:" + "7" * 64
     given = {"expected-digest": ["variant", "s", digest], "initiator": ["variant", "s", "store"]}
     asked = asyncio.create_task(admin.call("Upgrade", "a{sv}", given, interactive=True))
@@ -110,6 +110,8 @@ async def test_a_password_and_for_what_it_counts(door, admin, screen) -> None:
     # It is kept for this process and this action, and for no other.
     assert await admin.call("Upgrade", "a{sv}", given) == ""
     assert await admin.call("Bind", "a{sv}", {}) == PASSWORD
+    async with session(polkit, ADMIN) as second:
+        assert await second.call("Upgrade", "a{sv}", given) == PASSWORD
     door.service.go_on.set()
     image = "quay.io/edge/os:next"
     for _ in range(2):
@@ -147,6 +149,28 @@ async def test_what_an_option_implies_is_asked_for_as_well(door, polkit, admin, 
     finally:
         never.unlink()
     assert door.service.started == []
+
+
+async def test_root_of_a_user_namespace_is_not_root(door) -> None:
+    """As in a container: the bus, and so lashd, sees who that is outside."""
+    call = [
+        "busctl",
+        "--address",
+        door.address,
+        "--allow-interactive-authorization=no",
+        "call",
+        "io.github.lashd1",
+        ROOT,
+    ]
+    upgrade = ["io.github.lashd1.Manager", "Upgrade", "a{sv}", "0"]
+    namespace = ["unshare", "--user", "--map-root-user", "--"]
+    assert (await run(*namespace, "id", "-u", uid=OTHER)).stdout == "0\n"
+    result = await run(*namespace, *call, *upgrade, uid=OTHER)
+    assert f"User {OTHER} may do this (upgrade) only with" in result.stderr
+    assert door.service.started == []
+    # While the machine's own root is who it is in there as well.
+    result = await run(*namespace, *call, *upgrade)
+    assert result.status == 0, result.stderr
 
 
 async def test_a_rule_counts_at_once(door, polkit, other) -> None:

@@ -22,7 +22,6 @@ from pathlib import Path
 from demo import cgroups
 
 PROGRAM = "/usr/lib/polkit-1/polkitd"
-BUS_POLICY = Path("/usr/share/dbus-1/system.d/org.freedesktop.PolicyKit1.conf")
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Users that every distribution has, because the bus lets nobody in whom it cannot look up. To this polkitd the first is
