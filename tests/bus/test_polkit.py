@@ -215,6 +215,24 @@ async def test_a_caller_that_leaves_during_its_prompt(door, admin, screen) -> No
     asked.cancel()
 
 
+async def test_many_prompts_of_one_caller(door, admin, screen) -> None:
+    """As many as one caller may have calls in progress, and each is taken back when it leaves."""
+    most = door.modules.dispatch.PER_SENDER
+    asked = [asyncio.create_task(admin.call("Upgrade", "a{sv}", {}, interactive=True)) for _ in range(most + 1)]
+    cookies = {(await screen.prompt()).cookie for _ in range(most)}
+    done, _waiting = await asyncio.wait(asked, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+    assert [task.result() for task in done] == ["LimitsExceeded"]
+    # Nobody else waits for that.
+    assert await door.call("Bind", "a{sv}", {}) == f"{ROOT}/job/1"
+    await admin.leave()
+    assert {await asyncio.wait_for(screen.cancelled.get(), 5) for _ in range(most)} == cookies
+    async with asyncio.timeout(5):
+        await asyncio.gather(*door.dispatcher._tasks, return_exceptions=True)
+    assert kinds(door) == ["bind"]
+    for task in asked:
+        task.cancel()
+
+
 async def test_lashd_ends_during_a_prompt(door, admin, screen) -> None:
     asked = asyncio.create_task(admin.call("Upgrade", "a{sv}", {}, interactive=True))
     prompt = await screen.prompt()

@@ -13,6 +13,7 @@ import pytest
 
 from lashd.bus import library
 from lashd.bus.service import open_doors
+from lashd.running.jobs import Initiator
 from lashd.running.service import Service
 from lashd.things.host import HostOutline
 from lashd.words.config import HostSettings, PathSettings, Settings
@@ -26,6 +27,7 @@ class Host:
 
     kind = "ostree"
     pruned = False
+    service: Service
 
     def __init__(self, root: Path) -> None:
         image = HostImage("registry.example/os:1")
@@ -83,6 +85,7 @@ async def host(tmp_path: Path, bus_address: str) -> AsyncIterator[Host]:
     host = Host(tmp_path / "root")
     backend: Any = host
     service = Service(settings_below(tmp_path), backend)
+    host.service = service
     await service.start()
     connection = await library.connect(bus_address)
     dispatcher = await open_doors(connection, service)
@@ -130,6 +133,19 @@ async def test_only_root_may_change_anything(host: Host, lashctl: Lashctl) -> No
     assert ran.status == 4
     assert "root" in ran.err
     no_traceback(ran)
+
+
+async def test_an_answer_of_a_moment_ago_is_for_others_than_root(host: Host, lashctl: Lashctl) -> None:
+    async def check(uid: int) -> int:
+        job, _joined = host.service.check({}, Initiator(uid))
+        await job.ended()
+        assert job.result == "unchanged", job.error_message
+        return job.id
+
+    assert [await check(1000), await check(1001), await check(0), await check(1000)] == [1, 1, 2, 2]
+    # Whatever may have changed the host makes it an old one.
+    assert (await lashctl("upgrade")).status == 77
+    assert await check(1000) == 4
 
 
 async def test_cancelling_a_job_that_somebody_follows(host: Host, lashctl: Lashctl) -> None:

@@ -131,7 +131,7 @@ def from_bus(name: str, message: str) -> Failure:
             name,
             "This needs an administrator's password, and there is nobody here to ask for it.",
             ERRORS[ErrorName.NOT_AUTHORIZED].exit_status,
-            hint="Try the same command as root.",
+            hint="Try the same command on a terminal, or as root.",
         )
     if short in ("AccessDenied", "AuthFailed"):
         return Failure(
