@@ -292,7 +292,7 @@ class OptionTarget(Target):
 def _is_refusal(error: LashdError, name: ErrorName) -> None:
     assert error.name is name
     assert error.message.endswith(".")
-    assert len(error.message) < 2000
+    assert len(error.message) < 1000
 
 
 class RootTarget(Target):
@@ -345,9 +345,10 @@ class RootTarget(Target):
             "a.container",
             "..",
         ]
-        files = {f"{QUADLET}/{name}": some() for name in pick.sample(names[:5], 3)}
+        files = {f"{QUADLET}/{name}": some() for name in pick.sample(names[:5], 4)}
         unit = pick.choice(names[:4])
-        files[f"{QUADLET}/{pick.choice([*drop_in_directories(unit)])}/1.conf"] = some()
+        if pick.random() < 0.5:
+            files[f"{QUADLET}/{pick.choice([*drop_in_directories(unit)])}/1.conf"] = some()
         files[pick.choice(("usr/etc/os-release", "usr/lib/os-release"))] = some()
         files[pick.choice(("usr/share/containers/storage.conf", "usr/etc/containers/registries.conf.d/1.conf"))] = (
             some()
@@ -356,7 +357,9 @@ class RootTarget(Target):
         for name in pick.sample(names, 3):
             if pick.random() < 0.2:
                 name = mutate.text(pick, names, ["a.container"])
-            links[name] = pick.choice(targets) if pick.random() < 0.5 else mutate.text(pick, targets, ["../", "/etc/"])
+            links[name] = f"/{QUADLET}/{name}"
+            if pick.random() < 0.4:
+                links[name] = mutate.text(pick, [*targets, links[name]], ["../", "/etc/"])
         return files, links
 
     def take(self, value: Any) -> None:

@@ -144,3 +144,12 @@ def test_at() -> None:
     assert str(Reference("q.io", "a", "v").at(D256)) == f"q.io/a@{D256}"
     assert Reference("q.io", "a", "v").at(D256).pinned
     assert not Reference("q.io", "a", "v").pinned
+
+
+def test_a_sentence_stays_short_whatever_it_quotes() -> None:
+    for text in ("\U00033b72" * 4000, "quay.io/" + "\x1b" * 4000, "a:" + "\U0010ffff" * 200, "a@" + "\0" * 300):
+        refused = parsed(text)
+        assert isinstance(refused, LashdError)
+        assert len(refused.message) < 750
+        assert refused.message.isprintable()
+        assert refused.message.endswith(".")

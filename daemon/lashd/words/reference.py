@@ -75,10 +75,10 @@ def parse_reference(text: str, aliases: Aliases = lambda name: None) -> Referenc
         raise _invalid(text, f"'{transport}:' does not name a registry, and only a registry's images can be bound")
     rest, at, digest = rest.partition("@")
     if at and not is_digest(digest):
-        raise _invalid(text, f"{_shortened(digest)!r} is not a digest (sha256: and 64 hexadecimal digits)")
+        raise _invalid(text, f"{_quoted(digest)} is not a digest (sha256: and 64 hexadecimal digits)")
     name, tag = _split_tag(rest)
     if tag is not None and not _TAG.fullmatch(tag):
-        raise _invalid(text, f"{_shortened(tag)!r} is not a tag")
+        raise _invalid(text, f"{_quoted(tag)} is not a tag")
     domain, path = _split_domain(name)
     if not domain:
         if not _PATH.fullmatch(path):
@@ -93,7 +93,7 @@ def parse_reference(text: str, aliases: Aliases = lambda name: None) -> Referenc
             )
         domain, path = _split_domain(full)
     if not _DOMAIN.fullmatch(domain):
-        raise _invalid(text, f"{_shortened(domain)!r} is not a registry name")
+        raise _invalid(text, f"{_quoted(domain)} is not a registry name")
     if domain in ("docker.io", "index.docker.io"):
         domain = "docker.io"
         path = path if "/" in path else f"library/{path}"
@@ -124,14 +124,20 @@ def _why_not_a_path(path: str) -> str:
         return "it names no repository"
     if path.lower() != path:
         return "a repository name has no upper-case letters"
-    return f"{_shortened(path)!r} is not a repository name"
+    return f"{_quoted(path)} is not a repository name"
 
 
 def _invalid(text: str, why: str) -> LashdError:
     return LashdError(
         ErrorName.BOUND_IMAGE_INVALID,
-        f"The image reference {_shortened(text)!r} cannot be used: {_shortened(why, 400)}.",
+        f"The image reference {_quoted(text)} cannot be used: {_shortened(why, 400)}.",
     )
+
+
+def _quoted(text: str) -> str:
+    """`text` in quotes and on one line; what cannot be printed takes several characters for each of its own."""
+    quoted = repr(_shortened(text))
+    return quoted if len(quoted) <= 210 else f"{quoted[:209]}…{quoted[0]}"
 
 
 def _shortened(text: str, limit: int = 200) -> str:
