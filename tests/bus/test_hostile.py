@@ -14,6 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.support import wire
+
 NAME = "io.github.lashd1"
 ROOT = "/io/github/lashd1"
 
@@ -133,19 +135,18 @@ async def test_a_flood_does_not_silence_the_door(door) -> None:
 
 
 async def test_a_message_of_many_megabytes(door) -> None:
-    """dbus-next would take seconds and gigabytes for it; it is dropped unread. dbus-fast is quick."""
+    """dbus-next would take seconds and gigabytes for it; it is refused unread. dbus-fast is quick."""
     lists = [[1, 2]] * 400_000
     # Building the message takes its time as well; only the service's part is looked at.
     big = asyncio.create_task(door.call("Upgrade", "a(yy)", lists, timeout=20))
     await asyncio.sleep(0)
     started = time.monotonic()
     assert await door.call("Describe")
+    with pytest.raises(door.BusError) as caught:
+        await big
     if door.modules.library.LIBRARY == "dbus_next":
-        assert not big.done()
-        big.cancel()
-    else:
-        with pytest.raises(door.BusError):
-            await big
+        assert caught.value.name.endswith(".LimitsExceeded")
+        assert "nothing of it was done" in caught.value.message
     assert time.monotonic() - started < 5
     assert await door.call("ListJobs", "a{sv}", {}) == []
 
@@ -225,6 +226,62 @@ async def test_junk_from_the_bus_is_dropped(tmp_path, monkeypatch, bus_modules: 
         assert await asyncio.wait_for(heard.get(), 5) == "Good"
         connection._bus.disconnect()
         await asyncio.wait_for(connection.lost(), 5)
+
+
+async def test_who_sends_what_cannot_be_read_is_told(tmp_path: Path, bus_modules: SimpleNamespace) -> None:
+    """Too large, or beyond the library: whoever waits for an answer gets one; nobody else does."""
+    if bus_modules.library.LIBRARY != "dbus_next":
+        pytest.skip("only dbus-next is repaired")
+    bus = JunkBus(tmp_path / "bus")
+    call = [(wire.PATH, "/a"), (wire.MEMBER, "Call"), (wire.SENDER, ":1.7")]
+    large, broken = [*call, (wire.SIGNATURE, "ay")], [*call, (wire.SIGNATURE, "s")]
+    text = b"\3\0\0\0\xff\xff\xff\0"
+    size = (200_000).to_bytes(4, "little") + b"\0" * 200_000
+    bus.junk = b"".join((
+        wire.encode(wire.CALL, large, size, serial=11),
+        wire.encode(wire.CALL, broken, text, serial=12),
+        wire.encode(wire.CALL, [(200, "s", "x"), *large], size[::-1], serial=13, order="<"),
+        wire.encode(wire.CALL, [*call, (wire.SIGNATURE, "ay")], size, serial=14, flags=wire.NO_REPLY),
+        wire.encode(wire.SIGNAL, [*large, (wire.INTERFACE, "a.b")], size, serial=15),
+        wire.encode(wire.CALL, large[:2], size, serial=16),
+    ))  # fmt: skip
+    server = await asyncio.start_unix_server(bus.serve, bus.path)
+    async with server:
+        connection = await bus_modules.library.connect(f"unix:path={bus.path}", largest=100_000)
+        refused: asyncio.Queue[tuple[str, int, str]] = asyncio.Queue()
+        connection.refuse = lambda call, name, why: refused.put_nowait((call.sender, call.serial, name))
+        connection.listen(lambda signal: refused.put_nowait((signal.member, 0, "")))
+        bus.junk += message(4, fields=[*SIGNAL, (3, "s", "Last")])
+        bus.send.set()
+        error = "org.freedesktop.DBus.Error"
+        assert [await asyncio.wait_for(refused.get(), 5) for _ in range(4)] == [
+            (":1.7", 11, f"{error}.LimitsExceeded"),
+            (":1.7", 12, f"{error}.InvalidArgs"),
+            (":1.7", 13, f"{error}.LimitsExceeded"),
+            ("Last", 0, ""),
+        ]
+        connection._bus.disconnect()
+        await asyncio.wait_for(connection.lost(), 5)
+
+
+async def test_looking_because_somebody_asks_takes_a_share_of_the_time(door) -> None:
+    looks = 0
+    look = door.dispatcher._tree.look
+
+    def slow() -> None:
+        nonlocal looks
+        looks += 1
+        time.sleep(0.02)  # what a host with some images takes
+        look()
+
+    door.dispatcher._tree.look = slow
+    began = time.monotonic()
+    while time.monotonic() - began < 1:
+        with contextlib.suppress(door.BusError):
+            await door.call("Cancel", "a{sv}", {}, path=f"{ROOT}/job/99", interface="Job")
+        await door.call("GetManagedObjects", interface="org.freedesktop.DBus.ObjectManager")
+    # A quarter of a second, a tenth of the time, and the one that was begun.
+    assert 10 <= looks <= 19
 
 
 async def test_a_bus_that_does_not_read_for_a_while(tmp_path, bus_modules: SimpleNamespace) -> None:

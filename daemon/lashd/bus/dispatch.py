@@ -105,7 +105,7 @@ class Dispatcher:
         """The handler and the signature of its reply. Raises Refusal."""
         path = message.path
         if path not in self._tree and not self._tree.children(path):
-            self._tree.look()
+            self._tree.look_again()
             if path not in self._tree and message.interface != "org.freedesktop.DBus.Peer":
                 raise Refusal("UnknownObject", f"There is no object {path}; it may have gone.")
         exports = self._tree.exports(path)

@@ -42,8 +42,8 @@ DEFAULT_TIMEOUT = 25.0
 # The largest message that a client takes from a service that it asked (bytes).
 CLIENT_LIMIT = 64 * 1024 * 1024
 # The largest message that the service takes from anyone on the bus: our calls are a few hundred bytes, and parsing
-# a message keeps the loop busy.
-SERVICE_LIMIT = 256 * 1024
+# a message keeps the loop busy, dbus-next for up to a microsecond for each byte.
+SERVICE_LIMIT = 16 * 1024
 
 
 def _library_name() -> str:
@@ -106,7 +106,7 @@ def plain(value: Any) -> Any:
 async def connect(address: str = "", *, largest: int = CLIENT_LIMIT) -> Connection:
     """Connect to the bus at `address`, or to the system bus. Raises BusError when it cannot be reached.
 
-    Messages of more than `largest` bytes are dropped unread (dbus-next only; dbus-fast parses them, but quickly).
+    Messages of more than `largest` bytes are refused unread (dbus-next only; dbus-fast parses them, but quickly).
     """
     where = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or SYSTEM_BUS
     try:
@@ -131,6 +131,8 @@ class Connection:
         self._signal_handlers: list[SignalHandler] = []
         self._lost = asyncio.create_task(self._wait_lost(), name="bus connection")
         bus.add_message_handler(self._received)
+        if LIBRARY == "dbus_next":
+            bus.dropped = self._refuse_unread
 
     @property
     def name(self) -> str:
@@ -177,6 +179,11 @@ class Connection:
                 signature="s",
                 body=[sentence],
             )
+
+    def _refuse_unread(self, sender: str, serial: int, large: bool) -> None:
+        name, why = ("LimitsExceeded", "is too large") if large else ("InvalidArgs", "cannot be understood")
+        call = Message(True, sender, "", "", "", "", [], serial)
+        self.refuse(call, f"{BUS}.Error.{name}", f"This call {why}; nothing of it was done.")
 
     def emit(self, path: str, interface: str, member: str, signature: str, body: Sequence[Any]) -> None:
         """Send a signal to whoever listens. Raises ValueError when `body` does not fit `signature`."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-import struct
 import sys
+from collections.abc import Callable
 from typing import Any
+
+from lashd.bus import header
 
 log = logging.getLogger(__name__)
 
@@ -20,16 +22,6 @@ log = logging.getLogger(__name__)
 BATCH = 32
 # So many parsed signatures are remembered.
 SIGNATURES = 500
-_FIXED_HEADER = 16
-
-
-def _length(header: bytes) -> int:
-    """The length in bytes of the whole message that begins with `header`. Raises ValueError."""
-    order = {b"l": "<", b"B": ">"}.get(bytes(header[:1]))
-    if order is None or len(header) < _FIXED_HEADER:
-        raise ValueError("not a D-Bus message")
-    body, _serial, fields = struct.unpack_from(f"{order}III", header, 4)
-    return int(_FIXED_HEADER + fields + -fields % 8 + body)
 
 
 class _TooLarge(Exception):
@@ -100,7 +92,10 @@ def repaired(base: Any) -> Any:
 
     class MessageBus(base):  # type: ignore[misc]
         largest = sys.maxsize
+        # Called with who waits for an answer to a message that was dropped, its serial, and whether it was too large.
+        dropped: Callable[[str, int, bool], None] = staticmethod(lambda sender, serial, large: None)
         _skip = 0
+        _head = b""  # of the large message that is being skipped
         _unmarshaller: Any
 
         def _create_unmarshaller(self) -> Any:
@@ -143,15 +138,17 @@ def repaired(base: Any) -> Any:
             except _TooLarge as error:
                 log.warning("A message of %s was dropped", error)
                 self._skip = error.rest
+                self._head = bytes(unmarshaller.buf)
                 self._unmarshaller = self._create_unmarshaller()
                 return True
             except (EOFError, OSError):
                 raise
             except Exception as error:
                 # Nothing before the lengths can be wrong but the byte order, and then the stream cannot be followed.
-                self._skip = _length(unmarshaller.buf) - len(unmarshaller.buf)
+                self._skip = header.length(unmarshaller.buf) - len(unmarshaller.buf)
                 log.warning("A message that cannot be parsed was dropped: %s", type(error).__name__)
                 self._unmarshaller = self._create_unmarshaller()
+                self._tell_dropped(bytes(unmarshaller.buf), large=False)
                 return True
             if message is None:
                 return False
@@ -169,7 +166,17 @@ def repaired(base: Any) -> Any:
             if not data:
                 raise EOFError
             self._skip -= len(data)
+            if self._head:
+                self._head += data
+                if len(self._head) >= min(header.header_length(self._head), header.LONGEST):
+                    head, self._head = self._head, b""
+                    self._tell_dropped(head, large=True)
             return True
+
+        def _tell_dropped(self, head: bytes, *, large: bool) -> None:
+            # Without: whoever asked waits for as long as it has patience.
+            if (asked := header.asked_by(head)) is not None:
+                self.dropped(*asked, large)
 
         def _finalize(self, err: Exception | None = None) -> None:
             super()._finalize(err)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lashd.bus.contract import Interface, introspection, parse
+from lashd.bus.message import Settled
 from lashd.bus.refusal import Refusal
 from lashd.bus.tree import OBJECT_MANAGER, PROPERTIES, Call, Export, Tree
 
@@ -68,6 +69,7 @@ class Standard:
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
+        self._told = Settled()
         self._members: dict[str, dict[str, Answer]] = {
             PEER: {"Ping": lambda call: [], "GetMachineId": lambda call: [machine_id()]},
             INTROSPECTABLE: {"Introspect": self._introspect},
@@ -107,8 +109,12 @@ class Standard:
         raise Refusal("PropertyReadOnly", f"The property {name} cannot be set; all properties here are read-only.")
 
     def _managed(self, call: Call) -> list[Any]:
-        self._tree.look()
-        return [self._tree.managed()]
+        self._tree.look_again()
+        found = [self._tree.managed()]
+        # Putting it into bytes takes most of the time, and mostly it is what was answered last.
+        if found != self._told:
+            self._told = Settled(found)
+        return self._told
 
     def _exports(self, path: str, interface: str) -> list[Export]:
         """The interfaces of ours that `interface` names; the empty name means all of them."""

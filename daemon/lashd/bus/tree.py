@@ -7,6 +7,7 @@ All news of objects (InterfacesAdded, InterfacesRemoved) comes from the root, wh
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,10 @@ PROPERTIES = "org.freedesktop.DBus.Properties"
 OBJECT_MANAGER = "org.freedesktop.DBus.ObjectManager"
 # What is told after everything else of the same object, so that whoever sees it finds the rest in place.
 LAST = frozenset({"State"})
+# Looking for what is new because somebody asks takes milliseconds. Whoever makes up paths, or asks for everything again
+# and again, gets so many seconds of it, and from then on one in so many parts of the time; others would have to wait.
+LOOK_CREDIT = 0.25
+LOOK_SHARE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +84,20 @@ class Tree:
         self._objects: dict[str, dict[str, Export]] = {}
         # Called before the tree answers what objects there are: whoever fills it may have something to add.
         self.look: Callable[[], None] = lambda: None
+        self._credit = LOOK_CREDIT  # seconds of looking that are left
+        self._credited = time.monotonic()
 
     def __contains__(self, path: str) -> bool:
         return path in self._objects
+
+    def look_again(self) -> None:
+        """`look`, unless that was done too often of late."""
+        began = time.monotonic()
+        self._credit = min(LOOK_CREDIT, self._credit + (began - self._credited) / LOOK_SHARE)
+        self._credited = began
+        if self._credit > 0:
+            self.look()
+            self._credit -= time.monotonic() - began
 
     def paths(self) -> list[str]:
         return list(self._objects)

@@ -30,8 +30,10 @@ _WANTED_BY = ("timers.target", "multi-user.target", "default.target")
 
 def others(root: Path) -> Iterator[str]:
     """A whole sentence for each that is enabled on the running system below `root`."""
+    # The state of the host is asked for often, and what is wanted by somebody is mostly none of these.
+    wanted = {name for place in _places(root) for name in _names(place)}
     for unit, does in UPDATERS:
-        if _enabled(root, unit):
+        if unit in wanted and _enabled(root, unit):
             yield (
                 f"{unit} is enabled: {does}. If lashd is to decide when, run 'systemctl disable --now {unit}' and give "
                 "lashd's settings a time in the section [reboot]."
@@ -41,11 +43,18 @@ def others(root: Path) -> Iterator[str]:
 def _enabled(root: Path, unit: str) -> bool:
     if any(_masks(root / directory / unit) for directory in _DIRECTORIES[:2]):
         return False
-    return any(
-        (root / directory / f"{target}.wants" / unit).is_symlink()
-        for directory in _DIRECTORIES
-        for target in _WANTED_BY
-    )
+    return any((place / unit).is_symlink() for place in _places(root))
+
+
+def _places(root: Path) -> Iterator[Path]:
+    return (root / directory / f"{target}.wants" for directory in _DIRECTORIES for target in _WANTED_BY)
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return [entry.name for entry in directory.iterdir()]
+    except OSError:
+        return []
 
 
 def _masks(path: Path) -> bool:
