@@ -55,7 +55,7 @@ POLICY = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configurat
 
 NO_BROKER = pytest.mark.skipif(brokers.program() is None, reason="no dbus-broker here; packaging/setup brings it")
 # What these are about does not depend on the bus.
-ON_ONE_BUS = ("test_damaged",)
+ON_ONE_BUS = ("test_damaged", "test_other_clients")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
