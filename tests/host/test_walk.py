@@ -16,7 +16,7 @@ from demo.host import Done, Host
 from demo.images import Binding, Version
 from lashd.words.events import MessageId
 from tests.host.conftest import HostImages, publish
-from tests.support.images import Link
+from tests.support.images import Content, Link
 from tests.support.registry import Registry
 from tests.support.switching import NEXT, publish_next
 
@@ -136,20 +136,38 @@ def test_switched_to_another_image(host: Host, host_images: HostImages, host_reg
     )
 
 
+# Entries of bound-images.d that mean no good.
+GOOD_UNIT = "[Container]\nImage=quay.io/a/b:1\n"
+HOSTILE: dict[str, Content] = {
+    "outside.container": Link("/../../../../../../../../proc/1/root/etc/hostname"),
+    "loop.container": Link("loop.container"),
+    "directory.container": None,
+    "nul.container": f"{GOOD_UNIT}\0",
+    "bytes.container": b"\xff\xfe",
+    "large.container": b"#" * (2 << 20),
+    "endless.container": "[Container]\nImage=" + "\\\n" * 400_000,
+    "option.container": "[Container]\nImage=--root=/\n",
+    **dict.fromkeys(("a b.container", 'a"b.container', "a\nb.container", "--root=.container"), GOOD_UNIT),
+}
+
+
 def test_bad_entry_is_never_released(host: Host, host_images: HostImages, host_registry: Registry) -> None:
-    """One entry that cannot be used: the others are bound, the deployment stays held, the old system comes up."""
+    """Entries that cannot be used: the others are bound, the deployment stays held, the old system comes up."""
     bindings = host_images.second.bindings
     bad = {
         "usr/share/containers/systemd/broken.container": "[Container]\nImage=Not A Reference\n",
         "usr/lib/bootc/bound-images.d/broken.container": Link("/usr/share/containers/systemd/broken.container"),
+        **{f"usr/lib/bootc/bound-images.d/{name}": content for name, content in HOSTILE.items()},
     }
     layers = tuple(host_images.second.image.layers[:-1])
     publish(host_registry, images.version("3", bindings, layers, bad))
     message = lashctl(host, "upgrade", status=9)["error"]["message"]  # type: ignore[call-overload]
     assert "broken.container" in message
-    found = states(host, "staged")
-    assert found.pop("broken") == "invalid"
-    assert set(found.values()) == {"present"}
+    rows = {row["unit"]: row["state"] for row in lashctl(host, "list", "--deployment", "staged")}
+    for name in ("broken.container", *HOSTILE):
+        assert rows.pop(name.replace("\n", "\\n")) == "invalid", name
+    assert set(rows.values()) == {"present"}
+    assert len(rows) == len(bindings)
     assert described(host)["gate"] == "held"
     host.reboot()
     assert version_of(host) == "1"

@@ -230,6 +230,7 @@ def test_bad_units(deployment: Deployment, text: str, why: str) -> None:
         (lambda path: path.mkdir(), "is a directory"),
         (lambda path: path.symlink_to("a.container"), "leads in a circle"),
         (lambda path: path.write_bytes(b"\xff\xfe"), "is not valid UTF-8"),
+        (lambda path: (path.touch(), os.truncate(path, 1 << 30)), "is larger than 1048576 bytes"),
         (lambda path: path.symlink_to("/../../../../../../../etc/hostname"), "does not exist in this root"),
     ],
 )
