@@ -69,6 +69,7 @@ class FakeService:
         self.broken: Exception | None = None
         self.settings_problem = ""
         self.rests = False
+        self.last_asked = 0.0
         self.jobs.subscribe(self)
 
     def tell_settings(self, problem: str) -> None:

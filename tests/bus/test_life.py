@@ -159,6 +159,12 @@ async def test_it_goes_only_when_it_is_watched_for(address: str) -> None:
     await asyncio.wait_for(rest.due(), 5)
     assert answers == []
     assert time.monotonic() - started >= 0.2, "it waits again before it tries again"
+    answers.append(True)
+    # Whoever reads metrics again and again.
+    service.last_asked = time.monotonic() + 0.5
+    started = time.monotonic()
+    await asyncio.wait_for(rest.due(), 5)
+    assert time.monotonic() - started >= 0.5
     service.rests = False
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(rest.due(), 0.4)

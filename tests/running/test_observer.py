@@ -130,6 +130,24 @@ async def test_what_is_read_on_the_socket_is_so(service: Service, settings: Sett
     assert before[("lashd_jobs_active",)] == now[("lashd_jobs_active",)] == 0
 
 
+@pytest.mark.parametrize("textfile", [False, True])
+async def test_monitoring_keeps_the_daemon(settings: Settings, textfile: bool) -> None:
+    """Whoever asks is asked after; and a file that gets old would say that lashd is not well."""
+    chosen = replace(settings, metrics=MetricsSettings(textfile=textfile))
+    service = Service(chosen, find_host(chosen))
+    async with Observer(service):
+        await service.start()
+        before = time.monotonic()
+        await ask(chosen)
+        assert before <= service.last_asked <= time.monotonic()
+        if textfile:
+            await asyncio.sleep(1)
+            assert not service.at_rest()
+        else:
+            await until(service.at_rest)
+        await service.stop()
+
+
 async def test_the_file_is_whole_readable_and_follows(service: Service, settings: Settings, template) -> None:
     path = settings.paths.run / "metrics/lashd.prom"
     await until(path.exists)

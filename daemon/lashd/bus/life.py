@@ -50,6 +50,8 @@ class Living(Protocol):
     def tell_settings(self, problem: str) -> None: ...
     def working(self) -> bool: ...
     def at_rest(self) -> bool: ...
+    @property
+    def last_asked(self) -> float: ...  # when, beside the bus, on the clock that never jumps
 
 
 async def beat() -> None:
@@ -156,7 +158,7 @@ class Rest:
         since = time.monotonic()
         while True:
             await asyncio.sleep(min(self._seconds / 4, LOOK_SECONDS))
-            since = max(since, self._dispatcher.last_call)
+            since = max(since, self._dispatcher.last_call, self._service.last_asked)
             if not self.quiet():
                 since = time.monotonic()
             elif time.monotonic() - since >= self._seconds:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -34,7 +35,7 @@ class Observer:
         self._file = settings.paths.run / "metrics/lashd.prom" if settings.metrics.textfile else None
         self._figures = JobFigures(service.jobs, settings.paths.state / "last-success.json")
         self._alerts = Alerts(settings.paths.run / "alerts.json")
-        self._socket = MetricsSocket(settings.paths.run / "metrics.sock", self._values)
+        self._socket = MetricsSocket(settings.paths.run / "metrics.sock", self._asked)
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._complaint = self._mistake = ""
@@ -112,6 +113,10 @@ class Observer:
             if repr(error) != self._mistake:
                 log.exception("What is the case cannot be told")
             self._mistake = repr(error)
+
+    def _asked(self) -> Values:
+        self._service.last_asked = time.monotonic()
+        return self._values()
 
     def _values(self) -> Values:
         return values(self._service, self._figures)

@@ -85,6 +85,7 @@ class Service(Requests):
         )
         self._delay = Delay()
         self.stopping = False  # from then on less is known than before
+        self.last_asked = 0.0  # when, beside the bus, on the clock that never jumps
         self._listeners: list[Listener] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._sets = Sets(view, records, self._adoption, self._history, boot)
@@ -199,6 +200,8 @@ class Service(Requests):
                 and not any(self._last_error)
                 and not self.settings_problem
                 and not self._backend.pruned
+                # The age of the file says whether lashd lives.
+                and not self.settings.metrics.textfile
                 and self._adoption.done
                 and all(task.done() for task in self._tasks if task.get_name() not in ("reboots", "sets"))
                 and self._rebooter.at_rest()
