@@ -143,13 +143,13 @@ def _idle(host: Host) -> None:
     assert (show(host, "Result"), show(host, "ExecMainStatus")) == ("success", "0")
     assert is_active(host, "lashd-wake.path")
     # Whoever calls gets his answer, whenever that is: at rest, or just when it goes.
-    starts, end = 0, time.monotonic() + 25
+    starts, end = 0, time.monotonic() + 14
     while time.monotonic() < end:
         before = show(host, "InvocationID")
         host.run("lashctl", "list", "--json")
         starts += show(host, "InvocationID") != before
         time.sleep(0.4 + time.monotonic() % 0.4)
-    assert starts >= 2, "it was there nearly all the time"
+    assert starts, "it was there all the time"
     # What concerns it wakes it.
     wait_for(host, lambda: show(host, "ActiveState") == "inactive", "the end of a daemon with nothing to do")
     touch_store(host)
@@ -170,7 +170,7 @@ def _watchdog(host: Host) -> None:
     host.run("systemctl", "daemon-reload")
     host.run("systemctl", "restart", "lashd.service")
     pid = show(host, "MainPID")
-    time.sleep(2.5)
+    time.sleep(1.8)
     assert show(host, "MainPID") == pid, "it says that it is alive"
     host.run("kill", f"-{signal.SIGSTOP.value}", pid)
     wait_for(host, lambda: show(host, "NRestarts") == "1" and is_active(host), "a restart")
