@@ -162,7 +162,7 @@ def _idle(host: Host) -> None:
     time.sleep(1)
     assert show(host, "ActiveState") == "inactive"
     assert described(host)["state"] == "idle"
-    assert is_active(host)
+    wait_for(host, lambda: is_active(host), "a daemon that was called")
 
 
 def _watchdog(host: Host) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from lashd.things.mounts import mounted_layers, parse_mounts
 from lashd.things.standing import read_standing
 from lashd.things.store import Store
 from lashd.words.errors import ErrorName, LashdError
+from tests.conftest import REPOSITORY
 from tests.support.containers import LIMITS, Podman, sleeper
 from tests.support.images import build
 from tests.support.stores import make_store, put, stored
@@ -238,6 +240,34 @@ def test_the_same_layer_of_another_store_is_not_this_one(store: Store, tmp_path:
     with held('mount -t overlay x -o "lowerdir=$1/$2/diff:$1/$3/diff" "$4"', other.root / "overlay", top, below, place):
         assert mounted_layers(store.root / "overlay") == {}
         assert set(mounted_layers(other.root / "overlay")) == {top, below}
+
+
+HIDDEN = """
+import sys
+from pathlib import Path
+from lashd.things.mounts import mounted_layers
+from lashd.words.errors import LashdError
+try:
+    sys.exit(f"found: {mounted_layers(Path(sys.argv[1]))}")
+except LashdError as error:
+    print(error.name, error.message)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts")
+def test_processes_that_are_hidden(tmp_path: Path) -> None:
+    """As with ProtectProc=ptraceable in a unit without CAP_SYS_PTRACE: then nobody knows what is mounted."""
+    script = 'mount -t proc -o hidepid=4 proc /proc && exec setpriv --bounding-set -sys_ptrace -- "$@"'
+    argv = ["unshare", "--mount", "--propagation", "private", "--", "sh", "-c", script, "sh"]
+    done = subprocess.run(
+        [*argv, sys.executable, "-c", HIDDEN, write_overlay(tmp_path, layers=LAYERS)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY / "daemon")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("StoreDamaged /proc cannot be read (it does not show all processes)")
 
 
 def write_proc(directory: Path, tables: dict[str, str]) -> Path:

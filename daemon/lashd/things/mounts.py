@@ -73,7 +73,11 @@ def mounted_layers(overlay: Path, proc: Path = Path("/proc")) -> dict[str, str]:
 def mount_tables(proc: Path) -> Iterator[tuple[str, bytes]]:
     """Every mount namespace that a process is in, once: (process id, its mountinfo). Raises OSError."""
     seen: set[Path] = set()
-    for process in sorted(filter(str.isdigit, _names(proc)), key=int):
+    processes = sorted(filter(str.isdigit, _names(proc)), key=int)
+    if "1" not in processes:
+        # Processes are hidden from us (hidepid=): those with more rights than we have, and who knows what they use?
+        raise PermissionError(errno.EACCES, "it does not show all processes", os.fspath(proc))
+    for process in processes:
         # A thread may be in a namespace of its own, and may live longer than the first one.
         for thread in _unless_gone(_names, proc / process / "task") or ():
             own = proc / process / "task" / thread
