@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from lashd.bus import library, life
+from lashd.bus.service import AGAIN
 from lashd.words.config import DEFAULT, PullSettings, load
 from tests.bus.conftest import REPOSITORY, private_bus
 from tests.bus.fake import FakeService
@@ -138,6 +139,27 @@ async def test_it_stays_for_whoever_called(address: str, systemd: socket.socket)
         assert await asyncio.wait_for(process.wait(), 5) == 0
         await late.disconnect()
     await listener.disconnect()
+
+
+# Something comes to be done just when it goes: after it was last asked whether anything is.
+TOO_LATE = """
+import asyncio, sys
+from lashd.bus import service
+from tests.bus.fake import FakeService
+async def main(address):
+    fake, answers = FakeService(), []
+    fake.at_rest = lambda: answers.pop(0) if answers else True
+    async def armed():
+        answers[:] = [True, False]
+        return True
+    return await service.serve(fake, address, idle_seconds=0.2, arm=armed)
+sys.exit(asyncio.run(main(sys.argv[1])))
+"""
+
+
+async def test_something_comes_when_it_has_begun_to_go(address: str) -> None:
+    async with daemon(address, "", "-c", TOO_LATE, address) as process:
+        assert await asyncio.wait_for(process.wait(), 10) == AGAIN
 
 
 async def test_it_goes_only_when_it_is_watched_for(address: str) -> None:
