@@ -8,6 +8,7 @@ import json
 import os
 import sqlite3
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -216,11 +217,14 @@ async def test_a_daemon_is_killed_in_mid_job(tmp_path: Path, bus_address: str, l
         # The next job has another number.
         again = json.loads((await lashctl("upgrade", "--json")).out)["job"]
         assert (again["result"], again["id"] > number) == ("unchanged", True)
+        before = int(time.time())
         second.terminate()
         assert await second.wait() == 0
     # Long after that, and in another boot, they are in the history only.
     with sqlite3.connect(tmp_path / "state/history.db") as database:
         database.execute("UPDATE jobs SET boot = 'another'")
+        # Until when it ran is known to the second where the daemon was stopped.
+        assert database.execute("SELECT seen >= ? FROM sets", (before,)).fetchall() == [(1,)]
     async with daemon(bus_address, tmp_path, keep=0.0):
         assert json.loads((await lashctl("jobs", "--json")).out) == []
         past = json.loads((await lashctl("jobs", str(number), "--json")).out)["job"]
@@ -235,7 +239,7 @@ async def test_a_daemon_is_killed_in_mid_job(tmp_path: Path, bus_address: str, l
         no_traceback(await lashctl("history"))
 
 
-@pytest.mark.parametrize("damage", ["rubbish", "gone", "a later version"])
+@pytest.mark.parametrize("damage", ["rubbish", "gone"])
 async def test_the_history_is_lost(tmp_path: Path, bus_address: str, lashctl: Lashctl, damage: str) -> None:
     from tests.cli.test_real import furnish
 
@@ -247,11 +251,8 @@ async def test_the_history_is_lost(tmp_path: Path, bus_address: str, lashctl: La
         await first.wait()
     if damage == "rubbish":
         file.write_bytes(b"rubbish" * 2000)
-    elif damage == "gone":
-        file.unlink()
     else:
-        with sqlite3.connect(file) as database:
-            database.execute("PRAGMA user_version = 99")
+        file.unlink()
     async with daemon(bus_address, tmp_path):
         ran = await lashctl("jobs", str(before["id"]))
         assert (ran.status, ran.err.splitlines()[0]) == (2, f"lashctl: There is no job {before['id']}.")

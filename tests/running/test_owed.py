@@ -18,6 +18,8 @@ import pytest
 from lashd.running.jobs import Initiator, Job
 from lashd.running.service import Service
 from lashd.steps.shutdowns import Shutdowns, boot_id
+from lashd.things.history import HistoryFile
+from lashd.things.history_rows import JobEntry
 from lashd.things.host import Staging
 from lashd.words.config import Settings
 from lashd.words.errors import ErrorName, LashdError
@@ -222,3 +224,32 @@ async def test_the_records_are_no_directory(settings: Settings, caplog: pytest.L
             assert job.error_name == "StoreDamaged", (job.kind, job.error_message)
             assert f"{settings.paths.state}/records" in job.error_message
     assert "Traceback" not in caplog.text
+
+
+async def test_what_was_interrupted_is_carried_on_with_by_name(settings: Settings) -> None:
+    """The power went in the middle of an upgrade: that is told, and what stages again names the job of which it is
+    the rest."""
+    file = HistoryFile(settings.paths.state / "history.db", settings.paths.run / "history.lock")
+    file.write([JobEntry(7, "u-7", "upgrade", True, "before", 1000, 1000, stage="pull")])
+    file.close()
+    async with losing(settings, NEXT, retry_seconds=0.1) as (service, backend):
+        await until(lambda: backend.restaged)
+        rows = {row["id"]: row for row in service.list_jobs({})}
+        assert rows[7]["error-message"] == (
+            "Job 7 (upgrade) was interrupted, in its step 'pull': the host went down, or lost its power. What was "
+            "fetched is kept. What was staged is lost; lashd stages it again by itself, in a new job."
+        )
+        assert service.properties()["LastError"] == ("Cancelled", rows[7]["error-message"])
+        (rest,) = [service.jobs.get(number) for number, row in rows.items() if row["kind"] == "restage"]
+        assert rest is not None
+        assert (rest.details["continues"], rest.id > 7) == (7, True)
+        (row,) = await service.get_history({"job": 7})
+        assert (row["result"], row["uid"], row["boot"]) == ("failed", 1000, "before")
+        with pytest.raises(LashdError, match="'job' does not go with"):
+            await service.get_history({"kind": "sets", "job": 7})
+        backend.go.set()
+        await rest.wait(20)
+        # It is the rest of that only once.
+        await until(lambda: len(backend.restaged) > 1)
+        later = [job for job in service.jobs.list() if job.kind == "restage" and job is not rest]
+        assert all("continues" not in job.details for job in later)

@@ -137,12 +137,12 @@ class Service(Requests):
 
     def _recall(self, past: Past) -> None:
         """Show the jobs that clients may still ask for, and say of those that were interrupted what happens now."""
-        owed = self._shutdowns.owed()
+        owed, gate = self._shutdowns.owed(), self.settings.gate
         staged = self._by_role(Role.STAGED)
         found = Found(
             boot=self._boot,
             staged=staged.key if staged is not None else "",
-            comes_back=owed is not None and owed.boot != self._boot and self.settings.gate.restage,
+            comes_back=owed is not None and owed.boot != self._boot and gate.restage and gate.policy != "off",
             bootc=self._backend.kind != "ostree",
         )
         interrupted = [told(entry, found, int(time.time())) for entry in past.interrupted]
