@@ -405,6 +405,41 @@ MUTANTS = (
         "",
         "tests/running/test_ahead.py",
     ),
+    mutant(
+        "a damaged history is kept",
+        f"{_DAEMON}/things/history.py",
+        "                if _code(error) not in _DAMAGE:\n",
+        "                if True:\n",
+        "tests/things/test_history.py::test_a_damaged_file_is_set_aside",
+    ),
+    mutant(
+        "two daemons write one history",
+        f"{_DAEMON}/things/history.py",
+        "            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+        "",
+        "tests/things/test_history.py::test_two_daemons_do_not_write_one_history",
+    ),
+    mutant(
+        "the event loop waits for the history",
+        f"{_DAEMON}/running/history.py",
+        "                await self._call(lambda: file.write(jobs.values(), running))",
+        "                file.write(jobs.values(), running)",
+        "tests/running/test_history.py::test_what_cannot_be_written_is_kept_and_shown_and_written_later",
+    ),
+    mutant(
+        "numbers of jobs are not marked in advance",
+        f"{_DAEMON}/running/numbers.py",
+        "await self._mark(self._next + BLOCK)",
+        "await self._mark(self._next)",
+        "tests/running/test_history.py::test_numbers_go_on_after_a_stop_and_are_left_out_after_a_kill",
+    ),
+    mutant(
+        "an interrupted job is forgotten",
+        f"{_DAEMON}/running/service.py",
+        "            self.jobs.recall(recalled(entry, self.jobs))\n",
+        "            pass\n",
+        "tests/cli/test_history.py::test_a_daemon_is_killed_in_mid_job",
+    ),
 )
 
 
