@@ -159,6 +159,12 @@ async def test_a_disk_that_does_not_answer_keeps_nobody_waiting(
     assert [row.id for row in await history.jobs(limit=9)] == [5, 1]
     assert [entry.id for entry in found[0].ended] == [1]
     await history.stop()
+    # Nor one that ends meanwhile.
+    history = History(tmp_path / "state", tmp_path / "run", BOOT)
+    assert await history.start(found.append) is None
+    await history.stop()
+    await asyncio.sleep(0.1)
+    assert len(found) == 1
 
 
 # -- numbers ----------------------------------------------------------------------------------------------------------

@@ -84,6 +84,8 @@ class History:
         """Write what is still to be written, as far as the disk allows it in STOP_SECONDS, and close the file."""
         if self._retry is not None:
             self._retry.cancel()
+        if self._opening is not None:
+            self._opening.cancel()  # one that is over takes no notice
         self._kick()
         if self._writer is not None:
             await asyncio.wait([self._writer], timeout=STOP_SECONDS)
