@@ -23,7 +23,7 @@ from demo import rootfs
 from tests.bus.conftest import REPOSITORY
 from tests.hostile.attack import Tally
 from tests.hostile.scene import scene
-from tests.support import brokers
+from tests.support import brokers, wire
 
 HUNG = 200
 IMAGES = 10
@@ -34,7 +34,10 @@ TIME_LIMIT = 900.0  # seconds for each bus and library
 
 @dataclass
 class Outcome:
-    """Memory in KiB, times in milliseconds; `cpu` is the daemon's processor time for one bad call."""
+    """Memory in KiB, times in milliseconds; `cpu` is the daemon's processor time for one bad call.
+
+    `seconds` it took, of which the daemon `waited` for a processor that other processes had.
+    """
 
     name: str
     calls: int
@@ -43,6 +46,7 @@ class Outcome:
     wrong: int
     mistakes: int
     seconds: float
+    waited: float
     cpu: float
     memory: tuple[int, int]
     descriptors: tuple[int, int]
@@ -71,11 +75,19 @@ async def attack(work: Path, broker: str, library: str, calls: int, seed: int) -
         await target.attack(WARM_UP, seed + 100)
         await target.list_bound()
         memory, descriptors, cpu = target.resident(), target.descriptors(), target.processor_time()
-        began = time.monotonic()
-        hung = target.hang(HUNG)
+        hung: list[wire.Client] = []
+        began = waited = 0.0
+
+        def begin() -> None:
+            nonlocal began, waited
+            began, waited = time.monotonic(), target.waited()
+            target.latencies.clear()
+            hung.extend(target.hang(HUNG))
+
         async with target.good_caller():
-            tally = await target.attack(calls, seed)
+            tally = await target.attack(calls, seed, begin)
         seconds = time.monotonic() - began
+        waited = target.waited() - waited
         after = (target.resident(), target.descriptors(), target.processor_time())
         for client in hung:
             client.close()
@@ -88,6 +100,7 @@ async def attack(work: Path, broker: str, library: str, calls: int, seed: int) -
             wrong=len(tally.wrong),
             mistakes=target.log.count("Traceback"),
             seconds=round(seconds, 1),
+            waited=round(waited, 1),
             cpu=round(1000 * (after[2] - cpu) / tally.sent, 2),
             memory=(memory, after[0]),
             descriptors=(descriptors, after[1]),
@@ -131,7 +144,8 @@ def show(one: Outcome, tally: Tally) -> None:
     """Print a row of the table, and what does not hold."""
     (memory, memory_after), (descriptors, descriptors_after) = one.memory, one.descriptors
     print(
-        f"{'BAD ' if one.failures else 'ok  '} {one.name:22} {one.calls} bad calls in {one.seconds:.0f} s: "
+        f"{'BAD ' if one.failures else 'ok  '} {one.name:22} {one.calls} bad calls in {one.seconds:.0f} s "
+        f"({one.waited} s without a processor): "
         f"{one.errors} errors, {one.unanswered} unanswered, {one.wrong} wrong, {one.mistakes} tracebacks, "
         f"{one.cpu} ms of work for each\n"
         f"       memory {memory} to {memory_after} KiB, descriptors {descriptors} to {descriptors_after}; "

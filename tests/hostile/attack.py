@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One hostile caller, as a process of its own: makes bad calls and looks at what comes back.
 
-python -m tests.hostile.attack ADDRESS JOB COUNT SEED FORBIDDEN … prints one JSON object (Tally).
+python -m tests.hostile.attack ADDRESS JOB COUNT SEED FORBIDDEN … makes its calls up, says so in a line, waits for one,
+and prints one JSON object (Tally).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from lashd.words.errors import ERRORS
-from tests.hostile.kinds import KINDS, Here
+from tests.hostile.kinds import KINDS, Bad, Here
 from tests.support import wire
 
 # Calls of one connection that wait for an answer at once.
@@ -53,27 +54,31 @@ class Attack:
         self._address = address
         self._here = here
         self._pick = random.Random(seed)
+        self._calls: list[tuple[str, int, Bad]] = []
         self._forbidden = [*TELLTALE, *forbidden]
         self._spare = os.open("/dev/null", os.O_RDONLY)
         self.tally = Tally()
         self._client: wire.Client | None = None
         self._open: dict[int, str] = {}
 
-    def run(self, count: int) -> None:
-        """Make `count` bad calls, of every kind as many."""
+    def make_up(self, count: int) -> None:
+        """Have `count` bad calls ready, of every kind as many: to make them up takes longer than to answer them."""
         kinds = [KINDS[number % len(KINDS)] for number in range(count)]
         self._pick.shuffle(kinds)
-        for make in kinds:
+        for serial, make in enumerate(kinds, 100):
+            self._calls.append((make.__name__, serial, make(self._pick, serial, self._here)))
+
+    def run(self) -> None:
+        """Make the calls."""
+        for kind, serial, bad in self._calls:
             client = self._client or self._connect()
-            serial = client.next_serial()
-            bad = make(self._pick, serial, self._here)
             self.tally.sent += 1
             try:
                 if bad.ends:
                     self._listen(0)
                 client.send(bad.data, [self._spare] * bad.descriptors)
                 if bad.reply:
-                    self._open[serial] = make.__name__
+                    self._open[serial] = kind
                 if len(self._open) >= WINDOW:
                     self._listen(WINDOW // 2)
             except TimeoutError:
@@ -132,7 +137,10 @@ class Attack:
 def main() -> None:
     address, job, count, seed, *forbidden = sys.argv[1:]
     attack = Attack(address, Here(job, os.getuid() == 0), int(seed), [text.encode() for text in forbidden])
-    attack.run(int(count))
+    attack.make_up(int(count))
+    print("ready", flush=True)
+    sys.stdin.readline()
+    attack.run()
     print(json.dumps(vars(attack.tally)))
 
 

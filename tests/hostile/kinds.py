@@ -114,7 +114,7 @@ def many_options(pick: random.Random, serial: int, here: Here) -> Bad:
 
 
 def too_large(pick: random.Random, serial: int, here: Here) -> Bad:
-    return Bad(call(serial, pick.choice(("Upgrade", "Describe")), "ay", b"\0" * pick.randint(300_000, 600_000)))
+    return Bad(call(serial, pick.choice(("Upgrade", "Describe")), "ay", b"\0" * pick.randint(20_000, 120_000)))
 
 
 def deep_variant(pick: random.Random, serial: int, here: Here) -> Bad:

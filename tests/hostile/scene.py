@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from tests.support.registry import Registry
 from tests.support.users import as_user
 
 # Between two questions of the good caller (seconds).
-PAUSE = 0.02
+PAUSE = 0.005
 
 
 @dataclass
@@ -52,6 +52,10 @@ class Scene:
         """Seconds that the daemon has worked."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def waited(self) -> float:
+        """Seconds that the daemon could have worked, had other processes not had the processors."""
+        return int(Path(f"/proc/{self.process.pid}/schedstat").read_text().split()[1]) / 1e9
 
     def descriptors(self) -> int:
         return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
@@ -83,27 +87,31 @@ class Scene:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
 
-    async def attack(self, calls: int, seed: int) -> Tally:
-        """`calls` bad calls by two callers at once, root and somebody else."""
-        callers = [(), tuple(as_user(NOBODY))]
-        found = await asyncio.gather(
-            *(self._attack(calls // 2, seed + number, caller) for number, caller in enumerate(callers))
-        )
-        found[0].add(found[1])
-        return found[0]
+    async def attack(self, calls: int, seed: int, begin: Callable[[], None] = lambda: None) -> Tally:
+        """`calls` bad calls by two callers at once, root and somebody else.
 
-    async def _attack(self, calls: int, seed: int, caller: Sequence[str]) -> Tally:
+        `begin` is called when they are ready, in a thread: the good caller goes on asking.
+        """
+        argv = (sys.executable, "-m", "tests.hostile.attack", self.address, self.job, str(calls // 2))
         forbidden = (str(REPOSITORY), str(self.work))
-        argv = ("-m", "tests.hostile.attack", self.address, self.job, str(calls), str(seed), *forbidden)
-        process = await asyncio.create_subprocess_exec(
-            *(*caller, sys.executable, *argv),
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            env=environment(),
-        )
-        output, _ = await process.communicate()
-        assert process.returncode == 0
-        return tally_from(output.decode())
+        callers = [
+            await asyncio.create_subprocess_exec(
+                *(*as_whom, *argv, str(seed + number), *forbidden),
+                cwd=REPOSITORY,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment(),
+            )
+            for number, as_whom in enumerate(((), as_user(NOBODY)))
+        ]
+        for caller in callers:
+            assert caller.stdout is not None
+            assert await caller.stdout.readline() == b"ready\n"
+        await asyncio.to_thread(begin)
+        total = Tally()
+        for output, _ in await asyncio.gather(*(caller.communicate(b"go\n") for caller in callers)):
+            total.add(tally_from(output.decode()))
+        return total
 
     def hang(self, count: int) -> list[wire.Client]:
         """Clients that connect and do no more: half-way in, silent, in the middle of a message, or never reading."""
