@@ -440,6 +440,42 @@ MUTANTS = (
         "            pass\n",
         "tests/cli/test_history.py::test_a_daemon_is_killed_in_mid_job",
     ),
+    # Whoever is on the bus, and whatever is in an image.
+    mutant(
+        "one caller may have any number of calls",
+        f"{_DAEMON}/bus/dispatch.py",
+        "self._by_sender[message.sender] >= PER_SENDER or ",
+        "",
+        "tests/bus/test_hostile.py::test_one_connection_has_only_so_many_calls_in_progress",
+    ),
+    mutant(
+        "who leaves keeps the calls",
+        f"{_DAEMON}/bus/dispatch.py",
+        "                task.cancel()\n",
+        "                pass\n",
+        "tests/bus/test_hostile.py::test_one_connection_has_only_so_many_calls_in_progress",
+    ),
+    mutant(
+        "what is too large is dropped without a word",
+        f"{_DAEMON}/bus/repairs.py",
+        "self.dropped(*asked, large)",
+        "pass",
+        "tests/bus/test_hostile.py::test_who_sends_what_cannot_be_read_is_told",
+    ),
+    mutant(
+        "looking at the host costs who asks nothing",
+        f"{_DAEMON}/bus/tree.py",
+        "            self._credit -= time.monotonic() - began\n",
+        "",
+        "tests/bus/test_hostile.py::test_looking_because_somebody_asks_takes_a_share_of_the_time",
+    ),
+    mutant(
+        "a link's target is shown as it is",
+        f"{_DAEMON}/steps/discover.py",
+        "cannot be bound: {_printable(why)}.",
+        "cannot be bound: {why}.",
+        "tests/steps/test_discover.py::test_a_link_target_cannot_write_on_a_terminal",
+    ),
 )
 
 
