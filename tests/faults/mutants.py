@@ -344,7 +344,7 @@ MUTANTS = (
     mutant(
         "polkit prompts on while lashd ends",
         f"{_DAEMON}/bus/service.py",
-        "            dispatcher.stopping()\n",
+        "    dispatcher.stopping()\n",
         "",
         "tests/bus/test_polkit_gone.py::test_lashd_is_told_to_end_during_a_prompt",
     ),
