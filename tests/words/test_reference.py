@@ -153,3 +153,25 @@ def test_a_sentence_stays_short_whatever_it_quotes() -> None:
         assert len(refused.message) < 750
         assert refused.message.isprintable()
         assert refused.message.endswith(".")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ann:secret@quay.io/a/b:1",
+        "docker://ann:secret@quay.io/a/b:1",
+        "https://ann:secret@quay.io:5000/a",
+        "ann:sec@secret@quay.io/a",
+        "ann:/secret/@quay.io/a",
+        "ann:secret@registry",
+        "secret@quay.io/a",
+        f"ann:secret@quay.io/a@{D256}",
+        "oci:ann:secret@quay.io/a",
+    ],
+)
+def test_a_password_is_never_told(text: str) -> None:
+    """Texts get into the history, the journal and BlockedBy, which everybody may read."""
+    error = parsed(text)
+    assert isinstance(error, LashdError)
+    assert "secret" not in error.message
+    assert error.name is ErrorName.BOUND_IMAGE_INVALID

@@ -22,6 +22,9 @@ _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}")
 _NAME_LIMIT = 255
+# What stands behind the last `@` of a name with a digest, however wrong it is. Anything else in which there may be a
+# registry has a user, and perhaps a password, before the `@`.
+_LIKE_A_DIGEST = re.compile(r"(?:sha|md)[0-9]+:[^/]*")
 
 # What podman takes for a transport where a colon follows it; it would read a file or a daemon, not ask a registry.
 _OTHER_TRANSPORTS = frozenset(
@@ -65,8 +68,10 @@ def is_digest(text: str) -> bool:
 def parse_reference(text: str, aliases: Aliases = lambda name: None) -> Reference:
     """The normalised reference that `text` names; short names are looked up in `aliases`.
 
-    Raises BoundImageInvalid with a sentence that says what is wrong with `text`.
+    Raises BoundImageInvalid with a sentence that says what is wrong with `text`, and never holds a password in it.
     """
+    if _without_user(text) != text:
+        raise _invalid(text, "it holds a user name or a password; those belong in the auth file ('podman login')")
     rest = text.removeprefix("docker://")
     if _IMAGE_ID.fullmatch(rest) or _IMAGE_ID.fullmatch(text.removeprefix("sha256:")):
         raise _invalid(text, "it is an image id, not a name")
@@ -127,10 +132,19 @@ def _why_not_a_path(path: str) -> str:
     return f"{_quoted(path)} is not a repository name"
 
 
+def _without_user(text: str) -> str:
+    """`text` without the `user:password` that a registry may be written with: everybody may read what is said of it."""
+    user, at, rest = text.rpartition("@")
+    if _LIKE_A_DIGEST.fullmatch(rest):
+        return f"{_without_user(user)}{at}{rest}"
+    registry = "/" in rest or "." in rest or (":" in user and "/" not in user)
+    return f"…@{rest}" if at and registry else text
+
+
 def _invalid(text: str, why: str) -> LashdError:
     return LashdError(
         ErrorName.BOUND_IMAGE_INVALID,
-        f"The image reference {_quoted(text)} cannot be used: {_shortened(why, 400)}.",
+        f"The image reference {_quoted(_without_user(text))} cannot be used: {_shortened(why, 400)}.",
     )
 
 
