@@ -139,6 +139,52 @@ def test_a_damaged_file_is_set_aside(file: HistoryFile, caplog: pytest.LogCaptur
     later.close()
 
 
+@pytest.mark.parametrize(
+    "change",
+    ["ended = 'abc'", "created = x'00ff'", "uid = 1.5", "kind = x'41'", "details = x'00ff'", "slot = 'x'"],
+)
+def test_a_row_that_nobody_has_written_like_this_is_damage(file: HistoryFile, change: str) -> None:
+    """SQLite checks what a page looks like, and keeps any value in any column."""
+    file.write([job(1), job(2)], SET)
+    file.close()
+    with sqlite3.connect(file.path) as database:
+        database.execute(f"UPDATE jobs SET {change} WHERE id = 1")
+    later = again(file)
+    assert later.unfinished() == later.jobs(limit=9) == []
+    assert later.lost
+    later.write([job(3)])
+    assert [one.id for one in later.jobs(limit=9)] == [3]
+    later.close()
+
+
+def test_text_that_is_not_utf_8_is_shown_all_the_same(file: HistoryFile) -> None:
+    file.write([job(1)], SET)
+    file.close()
+    with sqlite3.connect(file.path) as database:
+        database.execute("UPDATE jobs SET initiator = CAST(x'41ff' AS TEXT), details = CAST(x'ff' AS TEXT)")
+        database.execute("UPDATE sets SET version = CAST(x'41ff' AS TEXT)")
+    later = again(file)
+    assert [(one.initiator, one.details) for one in later.jobs(limit=9)] == [("A\ufffd", {})]
+    assert [one.version for one in later.sets(limit=9)] == ["A\ufffd"]
+    later.close()
+
+
+@pytest.mark.parametrize("change", ["begun = 'abc'", "uptime = 'abc'", "bound = x'00'", "mark = x'00'"])
+def test_a_set_that_nobody_has_written_like_this_is_damage(file: HistoryFile, change: str) -> None:
+    file.write([], SET)
+    file.close()
+    with sqlite3.connect(file.path) as database:
+        database.execute(f"UPDATE sets SET {change}")
+    later = again(file)
+    # Also what only the next one needs.
+    later.write([], replace(SET, deployment="d" * 64 + ".0"))
+    later.sets(limit=9)
+    assert later.lost
+    later.write([], SET)
+    assert later.sets(limit=1)[0].deployment == SET.deployment
+    later.close()
+
+
 def test_damage_while_it_is_open(file: HistoryFile) -> None:
     file.write([job(number) for number in range(1, 2000)])
     with file.path.open("r+b") as raw:

@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from lashd.things import history_rows
 from lashd.things.history_rows import VERSION, JobEntry, SetEntry, SetSeen
+from lashd.words import shape
 from lashd.words.errors import ErrorName, LashdError
 
 log = logging.getLogger(__name__)
@@ -89,8 +90,8 @@ class HistoryFile:
         try:
             try:
                 return work(self._usable())
-            except sqlite3.Error as error:
-                if _code(error) not in _DAMAGE:
+            except (sqlite3.Error, shape.Misfit) as error:
+                if isinstance(error, sqlite3.Error) and _code(error) not in _DAMAGE:
                     raise
                 self._set_aside("damaged", str(error))
                 return work(self._usable())
@@ -130,6 +131,8 @@ class HistoryFile:
             database = sqlite3.connect(
                 self.path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=16
             )
+            # Else a text with one wrong byte keeps all the others from being read.
+            database.text_factory = lambda content: content.decode(errors="replace")
             try:
                 if (version := _prepare(database)) == VERSION:
                     return database

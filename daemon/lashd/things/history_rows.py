@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of the history, and the SQL that writes and reads them, on a file that is open and in transactions of others."""
+"""Rows of the history, and the SQL that writes and reads them, on a file that is open and in transactions of others.
+
+SQLite keeps any value in any column, and does not take that for damage: what reads raises Misfit for a row that nobody
+here has written.
+"""
 
 from __future__ import annotations
 
@@ -152,8 +156,13 @@ def newest_sets(database: sqlite3.Connection, limit: int, since: int) -> list[Se
 
 
 def _job(row: dict[str, Any]) -> JobEntry:
-    mappings = {name: _parsed(row[name]) for name in ("options", "details")}
-    return JobEntry(**(row | mappings | {"slot": bool(row["slot"])}))
+    mappings = {name: _parsed(shape.shaped(str, row[name])) for name in ("options", "details")}
+    return shape.shaped(JobEntry, row | mappings | {"slot": _flag(row["slot"])})
+
+
+def _flag(value: Any) -> Any:
+    """SQLite has no truth values."""
+    return bool(value) if value in (0, 1) else value
 
 
 def _parsed(text: str) -> dict[str, Any]:
@@ -165,11 +174,12 @@ def _parsed(text: str) -> dict[str, Any]:
 
 def _set(row: tuple[Any, ...]) -> SetEntry:
     entry = dict(zip(_SET_NAMES, row, strict=True))
+    text = shape.shaped(str, entry["bound"])
     try:
-        bound = shape.from_json(tuple[tuple[str, str], ...], entry["bound"].encode())
+        bound = shape.from_json(tuple[tuple[str, str], ...], text.encode())
     except ValueError:
         bound = ()
-    return SetEntry(**(entry | {"bound": bound, "ready": bool(entry["ready"])}))
+    return shape.shaped(SetEntry, entry | {"bound": bound, "ready": _flag(entry["ready"])})
 
 
 def see(database: sqlite3.Connection, running: SetSeen) -> None:
@@ -179,7 +189,8 @@ def see(database: sqlite3.Connection, running: SetSeen) -> None:
     """
     mark = _text(json.dumps([running.boot, *running.content]))
     query = "SELECT id, mark, boot, uptime FROM sets ORDER BY id DESC LIMIT 1"
-    number, last, boot, since = database.execute(query).fetchone() or (0, "", "", 0.0)
+    last_row = database.execute(query).fetchone() or (0, "", "", 0.0)
+    number, last, boot, since = shape.shaped(tuple[int, str, str, float], last_row)
     if boot != running.boot:
         since = 0.0  # the first one of a boot runs since that
     elif last != mark:
@@ -190,7 +201,8 @@ def see(database: sqlite3.Connection, running: SetSeen) -> None:
         database.execute("DELETE FROM sets WHERE id = ?", (number,))
         number -= 1
     begun = running.seen - round(running.uptime - since)
-    (ended,) = database.execute("SELECT coalesce(max(seen), 0) FROM sets WHERE id = ?", (number,)).fetchone()
+    before = database.execute("SELECT coalesce(max(seen), 0) FROM sets WHERE id = ?", (number,)).fetchone()
+    (ended,) = shape.shaped(tuple[int], before)
     if ended <= running.seen:
         begun = max(begun, ended)  # whatever the uptime says, the one before ran until then
     database.execute(
