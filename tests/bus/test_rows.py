@@ -103,3 +103,12 @@ async def test_every_key_of_the_service_has_a_type() -> None:
     more = ("newest-version", "newest-bytes", "held", "staged", "missing")
     for key in ("newest", "newer", "fetch", "digest", "image", "version", "deployment", *more):
         assert key in rows.KEYS or f'"{key}"' not in walk + service
+
+
+@pytest.mark.parametrize("row", [{"images": "many"}, {"fetch": 5}, {"details": {"fetch": 3}}, {"bound": [["a"]]}])
+def test_a_value_of_another_kind_hides_nothing_but_itself(row, caplog, monkeypatch) -> None:
+    """The history has rows that other versions have written."""
+    monkeypatch.setattr(rows, "_unfit", set())
+    shown = rows.to_row({"name": "x"} | row)
+    assert shown["name"].value == "x"
+    assert "is not shown" in caplog.text

@@ -124,6 +124,7 @@ _RANGES = {
 }
 _PATH = re.compile(r"/|(/[A-Za-z0-9_]+)+")
 _missing: set[str] = set()
+_unfit: set[str] = set()
 
 
 def to_text(value: object) -> str:
@@ -132,7 +133,10 @@ def to_text(value: object) -> str:
 
 
 def to_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row as `a{sv}`. A key that the table does not have is left out, and said once."""
+    """A row as `a{sv}`. What is not in the table, or of another kind than there, is left out, and said once by its key.
+
+    A row of the history may be another version's.
+    """
     converted = {}
     for key, value in row.items():
         signature = KEYS.get(key)
@@ -141,7 +145,12 @@ def to_row(row: Mapping[str, Any]) -> dict[str, Any]:
                 _missing.add(key)
                 log.error("The row key %r has no D-Bus type and is not shown", key)
             continue
-        converted[key] = Variant(signature, to_dbus(signature, value))
+        try:
+            converted[key] = Variant(signature, to_dbus(signature, value))
+        except (TypeError, ValueError) as error:
+            if key not in _unfit:
+                _unfit.add(key)
+                log.error("The row key %r has a value that is no '%s', and is not shown: %s", key, signature, error)
     return converted
 
 
