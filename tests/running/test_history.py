@@ -270,7 +270,7 @@ async def test_an_earlier_job_can_be_asked_for_as_any_other() -> None:
     assert (old.uuid, old.created, old.state, old.stage, old.cancellable) == ("u", 5, "done", "pull", False)
     assert (await old.wait(0))[:2] == ("failed", "Cancelled")
     old.cancel()
-    assert jobs.start("upgrade", forever, ANN, {"idempotency-key": "k"}) == (old, True)
+    assert jobs.start("upgrade", forever, Initiator(0), {"idempotency-key": "k"}) == (old, True)
     assert jobs.active is mine
     await jobs.stop()
 

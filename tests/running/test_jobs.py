@@ -89,6 +89,26 @@ async def test_idempotency_key_finds_a_finished_job(table: Jobs) -> None:
     await table.stop()
 
 
+async def test_an_idempotency_key_is_its_users_and_stands_for_one_request(table: Jobs) -> None:
+    """Everybody reads them, so nobody's may answer for what somebody else wants done, nor for anything else."""
+    key = {"idempotency-key": "k"}
+    theirs, _ = table.start("check", nothing, Initiator(1000), key, slot=False)
+    await theirs.wait(1)
+    own, joined = table.start("check", nothing, ROOT, key, slot=False)
+    assert (own is theirs, joined) == (False, False)
+    await own.wait(1)
+    assert table.start("check", nothing, ROOT, {**key, "reason": "again"}, slot=False) == (own, True)
+    job, _ = table.start("upgrade", nothing, ROOT, {**key, "expected-digest": "a"})
+    await job.wait(1)
+    with pytest.raises(LashdError, match=r"job 3 .* other options") as caught:
+        table.start("upgrade", nothing, ROOT, {**key, "expected-digest": "b"})
+    assert caught.value.name is ErrorName.INVALID_ARGUMENT
+    # What runs is joined for what it does, whoever asks.
+    running, _ = table.start("bind", forever, ROOT, key)
+    assert table.start("bind", forever, Initiator(1000), key) == (running, True)
+    await table.stop()
+
+
 @pytest.mark.parametrize(
     ("work", "result", "name", "words"),
     [

@@ -71,20 +71,16 @@ class Jobs:
         """Start a job, or join the one that does the same: (job, joined).
 
         Raises Busy, naming the holder, when another job holds the slot; `slot=False` is for jobs that change nothing.
+        Raises InvalidArgument when the caller has used the idempotency key for something else.
         One that was cancelled is not joined any more: whoever asks then wants it done. `details` are those it begins
         with.
         A job that `yields` is cancelled for one that does not, which begins when it has ended; it yields no more once
         somebody has joined it who does not.
         """
-        wanted = _identity(options)
-        key = options.get("idempotency-key")
-        for job in self._jobs.values():
-            if job.kind == kind and (
-                (job.active and not job.ending and _identity(job.options) == wanted)
-                or (key and job.options.get("idempotency-key") == key)
-            ):
-                job.yields = job.yields and yields
-                return job, True
+        known = self._same(kind, initiator, options)
+        if known is not None:
+            known.yields = known.yields and yields
+            return known, True
         holders = [job for job in self._jobs.values() if job.active and job.slot] if slot else []
         staying = [job for job in holders if yields or not job.yields or not (job.cancellable or job.ending)]
         if staying:
@@ -104,6 +100,22 @@ class Jobs:
             holder.cancel()
         job.start(_after(holders, work) if holders else work)
         return job, False
+
+    def _same(self, kind: str, initiator: Initiator, options: Mapping[str, Any]) -> Job | None:
+        """The job that this request has got already, or the running one that does the same."""
+        wanted, key = _identity(options), options.get("idempotency-key")
+        for job in self._jobs.values() if key else ():
+            # A user's own: they are there for everybody to read, and authorise nothing.
+            if (job.kind, job.initiator.uid, job.options.get("idempotency-key")) == (kind, initiator.uid, key):
+                if _identity(job.options) == wanted:
+                    return job
+                raise LashdError(
+                    ErrorName.INVALID_ARGUMENT,
+                    f"The idempotency key is that of job {job.id} ({kind}), which had other options; give each request "
+                    "a key of its own. Nothing was changed.",
+                )
+        running = (job for job in self._jobs.values() if job.kind == kind and job.active and not job.ending)
+        return next((job for job in running if _identity(job.options) == wanted), None)
 
     def recall(self, job: Job) -> None:
         """Show a job that has ended in an earlier life of the daemon."""
