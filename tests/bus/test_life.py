@@ -169,6 +169,10 @@ async def test_it_goes_only_when_it_is_watched_for(address: str) -> None:
         callers: frozenset[str] = frozenset()
         in_progress = 0
         last_call = 0.0
+        stopped = False
+
+        def stopping(self) -> None:
+            self.stopped = True
 
     service, answers = FakeService(), [False, True]
     service.rests = True
@@ -176,10 +180,12 @@ async def test_it_goes_only_when_it_is_watched_for(address: str) -> None:
     async def arm() -> bool:
         return answers.pop(0)
 
-    rest = life.Rest(service, Quiet(), 0.1, arm)  # type: ignore[arg-type]
+    quiet = Quiet()
+    rest = life.Rest(service, quiet, 0.1, arm)  # type: ignore[arg-type]
     started = time.monotonic()
     await asyncio.wait_for(rest.due(), 5)
     assert answers == []
+    assert quiet.stopped
     assert time.monotonic() - started >= 0.2, "it waits again before it tries again"
     answers.append(True)
     # Whoever reads metrics again and again.
@@ -191,6 +197,44 @@ async def test_it_goes_only_when_it_is_watched_for(address: str) -> None:
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(rest.due(), 0.4)
     await connection.disconnect()
+
+
+async def test_nothing_begins_any_more_once_the_end_is_decided(tmp_path: Path, systemd: socket.socket) -> None:
+    """Not even in the next turn of the loop: a job that begins there would be ended at once."""
+    found: list[list[str]] = []
+    closed: list[str] = []
+
+    class Idle(FakeService):
+        callers: frozenset[str] = frozenset()
+        in_progress = 0
+        last_call = 0.0
+
+        def stopping(self) -> None:
+            closed.append("closed")
+
+        def working(self) -> bool:
+            asyncio.get_running_loop().call_soon(lambda: found.append(list(closed)))
+            return False
+
+        def at_rest(self) -> bool:
+            return not self.working()
+
+    idle = Idle()
+    reload = life.Reload(lambda: load([tmp_path]))
+    reload.begin(or_default=True)
+    (tmp_path / "x.toml").write_text("[pull]\nparallel = 3\n")
+    os.kill(os.getpid(), signal.SIGHUP)
+    await asyncio.wait_for(reload.due(idle, idle.stopping), 5)
+    await asyncio.sleep(0.01)
+    assert found[-1] == ["closed"]
+    closed.clear()
+
+    async def arm() -> bool:
+        return True
+
+    await asyncio.wait_for(life.Rest(idle, idle, 0.1, arm).due(), 5)  # type: ignore[arg-type]
+    await asyncio.sleep(0.01)
+    assert found[-1] == ["closed"]
 
 
 async def test_new_settings(tmp_path: Path, systemd: socket.socket) -> None:

@@ -98,14 +98,15 @@ class Reload:
             self._problem = f"{error.message} The settings that lashd comes with are used instead."
         return self._problem
 
-    async def due(self, service: Living) -> None:
-        """Returns when it is time to begin anew."""
+    async def due(self, service: Living, close: Callable[[], None] = lambda: None) -> None:
+        """Returns when it is time to begin anew; `close` lets nothing begin from that very moment on."""
         while True:
             await self._asked.wait()
             self._asked.clear()
             wanted = self._look(service)
             while wanted and not self._asked.is_set():
                 if not service.working():
+                    close()
                     return
                 await asyncio.sleep(WAIT_SECONDS)
 
@@ -152,7 +153,7 @@ class Rest:
         return not self._dispatcher.callers and not self._dispatcher.in_progress and self._service.at_rest()
 
     async def due(self) -> None:
-        """Returns when it is time to go; never when `seconds` is 0."""
+        """Returns when it is time to go, and nothing begins from then on; never when `seconds` is 0."""
         while not self._seconds:
             await asyncio.Event().wait()
         since = time.monotonic()
@@ -163,6 +164,7 @@ class Rest:
                 since = time.monotonic()
             elif time.monotonic() - since >= self._seconds:
                 if await self._arm() and self.quiet():
+                    self._dispatcher.stopping()
                     return
                 since = time.monotonic()
 

@@ -137,7 +137,8 @@ async def serve(
             notify("READY=1")
             log.info("lashd %s is on the bus", lashd.__version__)
             rest = Rest(service, dispatcher, idle_seconds, arm)
-            end = await _until_end(connection, rest.due(), reload.due(service) if reload else None)
+            anew = reload.due(service, dispatcher.stopping) if reload else None
+            end = await _until_end(connection, rest.due(), anew)
             return await _ended(end, connection, dispatcher, service)
         finally:
             await dispatcher.stop()
