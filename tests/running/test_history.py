@@ -125,6 +125,22 @@ async def test_what_cannot_be_written_is_kept_and_shown_and_written_later(
     assert found == [("unchanged",)]
 
 
+async def test_what_was_not_written_is_no_reason_to_rest_and_is_told_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(file_module, "LOCK_SECONDS", 0.1)
+    history, jobs, _ = await begun(tmp_path)
+    assert history.written
+    with sqlite3.connect(tmp_path / "state/history.db") as other:
+        other.execute("BEGIN EXCLUSIVE")
+        history._thread.submit(history._file.close)
+        await jobs.start("bind", unchanged, ANN, {})[0].wait(5)
+        await asyncio.sleep(0.3)
+        assert not history.written
+        await history.stop()
+    assert "1 job that has not been written" in caplog.text
+
+
 async def test_nothing_but_memory_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the state directory cannot even be made, jobs go on, and there is an answer; and it never grows."""
     (tmp_path / "state").touch()
@@ -136,6 +152,38 @@ async def test_nothing_but_memory_is_left(tmp_path: Path, monkeypatch: pytest.Mo
     for _ in range(9):
         assert (await jobs.start("bind", unchanged, ANN, {})[0].wait(5))[0] == "unchanged"
     assert [row.id for row in await history.jobs(limit=9)] == [9, 8, 7, 6, 5]
+    await history.stop()
+
+
+async def test_a_file_that_is_locked_at_the_start_is_read_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else a job that was interrupted would be shown as running for as long as this daemon lives."""
+    history, jobs, _ = await begun(tmp_path)
+    jobs.start("bind", forever, ANN, {})
+    await history.stop()
+    await jobs.stop()
+    monkeypatch.setattr(file_module, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.2)
+    found: list[Past] = []
+    history = History(tmp_path / "state", tmp_path / "run", BOOT)
+    with sqlite3.connect(tmp_path / "state/history.db") as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert await history.start(found.append) is None
+        assert "cannot be read" in caplog.text
+        assert not history.written
+        # What this daemon does meanwhile is its own.
+        jobs = Jobs(iter(range(5, 9)).__next__)
+        jobs.subscribe(history)
+        await jobs.start("bind", unchanged, ANN, {})[0].wait(5)
+    for _ in range(50):
+        await asyncio.sleep(0.1)
+        if found and history.written:
+            break
+    ((past,),) = (found,)
+    assert [entry.id for entry in past.interrupted] == [1]
+    assert past.ended == ()
+    assert [row.id for row in await history.jobs(limit=9)] == [5, 1]
     await history.stop()
 
 
@@ -211,6 +259,25 @@ async def test_numbers_when_the_note_or_the_history_is_lost(note: Path, caplog: 
     assert (await numbers(note, 0)).take() >= int(time.time()) - 60
     note.unlink()
     assert (await numbers(note, None)).take() >= int(time.time()) - 60
+
+
+async def test_numbers_are_not_given_out_before_they_are_marked(note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the disk is: after a kill nobody knows them."""
+    first, wait = await numbers(note), asyncio.Event()
+
+    async def slow(*_: Any) -> None:
+        await wait.wait()
+
+    monkeypatch.setattr(asyncio, "to_thread", slow)
+    taken = [first.take() for _ in range(3 * BLOCK)]
+    await asyncio.sleep(0)
+    monkeypatch.undo()
+    assert taken == sorted(set(taken))
+    again = await numbers(note, None)
+    later = [again.take() for _ in range(BLOCK)]
+    assert not set(taken) & set(later), "those of the last block were given out before they were marked"
+    wait.set()
+    await first.stop()
 
 
 async def test_numbers_where_nothing_can_be_written(tmp_path: Path) -> None:

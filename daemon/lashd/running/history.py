@@ -8,6 +8,7 @@ all the same, and is tried again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -57,7 +58,10 @@ class History:
         self._boot = boot
         # A thread of its own: a disk that hangs takes no other's place.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="history")
-        self._opening: asyncio.Task[Past | None] | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._tried = asyncio.Event()
+        self._past: Past | None = None
+        self._waited_for = True  # somebody takes what is found from `start`
         self._file: HistoryFile | None = None
         self._waiting: dict[int, JobEntry] = {}
         self._running: SetSeen | None = None
@@ -66,34 +70,44 @@ class History:
         self._complaint = ""
 
     async def start(self, late: Callable[[Past], None]) -> Past | None:
-        """Open the file; what is in it, None when it cannot be read.
+        """Open the file; what is in it, None when it cannot be read now.
 
-        None also when the disk takes longer than START_SECONDS; then `late` gets it when it is there.
+        None also when the disk takes longer than START_SECONDS. It is tried again, and then `late` gets it.
         """
-        self._opening = asyncio.create_task(self._open(), name="history")
-        done, _ = await asyncio.wait([self._opening], timeout=START_SECONDS)
-        if done:
-            return self._opening.result()
-        log.warning("The history %s is not there yet; lashd goes on without it meanwhile", self._path)
-        self._opening.add_done_callback(
-            lambda task: late(past) if not task.cancelled() and (past := task.result()) is not None else None
-        )
-        return None
+        self._opening = asyncio.create_task(self._open(late), name="history")
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await self._tried.wait()
+        except TimeoutError:
+            log.warning("The history %s is not there yet; lashd goes on without it meanwhile", self._path)
+        self._waited_for = False
+        return self._past
 
     async def stop(self) -> None:
         """Write what is still to be written, as far as the disk allows it in STOP_SECONDS, and close the file."""
-        if self._retry is not None:
-            self._retry.cancel()
-        if self._opening is not None:
-            self._opening.cancel()  # one that is over takes no notice
+        for waiting in (self._retry, self._opening):
+            if waiting is not None:
+                waiting.cancel()
+        if self._past is None and self._waiting:
+            # Perhaps there is room by now.
+            with contextlib.suppress(LashdError, TimeoutError):
+                self._past = await asyncio.wait_for(self._call(self._read), STOP_SECONDS)
         self._kick()
         if self._writer is not None:
             await asyncio.wait([self._writer], timeout=STOP_SECONDS)
+        if self._waiting:
+            some = "1 job that has" if len(self._waiting) == 1 else f"{len(self._waiting)} jobs that have"
+            log.error("The history %s goes without %s not been written", self._path, some)
         file, self._file = self._file, None
         if file is not None:
             closing = asyncio.get_running_loop().run_in_executor(self._thread, file.close)
             await asyncio.wait([closing], timeout=STOP_SECONDS)
         self._thread.shutdown(wait=False)
+
+    @property
+    def written(self) -> bool:
+        """Whether there is nothing that would be lost if lashd ended."""
+        return self._past is not None and not self._waiting and self._running is None
 
     # -- what is put down --------------------------------------------------------------------------------------------
 
@@ -144,20 +158,28 @@ class History:
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 
-    async def _open(self) -> Past | None:
-        try:
-            return await self._call(self._read)
-        except LashdError as error:
-            self._complain(error)
-            return None
-        finally:
-            self._kick()
+    async def _open(self, late: Callable[[Past], None]) -> None:
+        """Try until it can be read; nothing is written before, because what this daemon does is not its past."""
+        while self._past is None:
+            try:
+                self._past = await self._call(self._read)
+            except LashdError as error:
+                self._complain(error)
+            except Exception:
+                log.exception("The history was not read by a mistake")
+            finally:
+                self._tried.set()
+            if self._past is None:
+                await asyncio.sleep(RETRY_SECONDS)
+        if not self._waited_for:
+            asyncio.get_running_loop().call_soon(late, self._past)
+        self._kick()
 
     def _read(self) -> Past:
         # SQLite takes a while to load, and nothing else waits for that.
         from lashd.things.history import HistoryFile
 
-        self._file = file = HistoryFile(self._path, self._lock)
+        self._file = file = self._file or HistoryFile(self._path, self._lock)
         interrupted = file.unfinished()
         # A clock that was set back makes no job one of long ago.
         ended = [one for one in file.jobs(limit=KEEP_JOBS) if one.ended and time.time() - one.ended < KEEP_SECONDS]
@@ -166,7 +188,8 @@ class History:
 
     async def _ask(self, what: str, **how: int) -> Any:
         if self._opening is not None:
-            await asyncio.wait([self._opening])
+            await self._tried.wait()
+        await asyncio.sleep(0)  # what was put down a moment ago is written first
         file = self._file
         return await self._call(lambda: getattr(file, what)(**how)) if file is not None else []
 
@@ -192,8 +215,7 @@ class History:
         self._kick()
 
     def _kick(self) -> None:
-        ready = self._opening is not None and self._file is not None
-        if ready and self._writer is None and (self._waiting or self._running is not None):
+        if self._past is not None and self._writer is None and (self._waiting or self._running is not None):
             self._writer = asyncio.create_task(self._write(), name="history is written")
 
     async def _write(self) -> None:

@@ -57,8 +57,9 @@ class Numbers:
 
     def take(self) -> int:
         """A number that nobody has had."""
-        if self._fails and self._next >= self._reserved:
-            # A later daemon may begin with any number that can be counted up to from the last mark.
+        if self._started and self._next >= self._reserved:
+            # A later daemon may begin with any number that can be counted up to from the last mark: where none can be
+            # made, or is not made yet.
             self._next = max(self._next, int(time.time()))
         number = self._next
         self._next += 1

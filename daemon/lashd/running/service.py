@@ -203,6 +203,7 @@ class Service(Requests):
                 # The age of the file says whether lashd lives.
                 and not self.settings.metrics.textfile
                 and self._adoption.done
+                and self._history.written
                 and all(task.done() for task in self._tasks if task.get_name() not in ("reboots", "sets"))
                 and self._rebooter.at_rest()
                 and (self._keeper is None or self._keeper.at_rest())
