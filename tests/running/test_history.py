@@ -20,7 +20,9 @@ from lashd.running.history import History, Past
 from lashd.running.interrupted import Found, is_rest_of, recalled, told
 from lashd.running.jobs import Initiator, Job, Jobs, Outcome
 from lashd.running.numbers import BLOCK, Numbers
+from lashd.running.ownwork import OwnWork
 from lashd.running.sets import Sets
+from lashd.running.starting import ITSELF
 from lashd.things import history as file_module
 from lashd.things.history_rows import JobEntry
 from lashd.words.errors import ErrorName, LashdError
@@ -350,6 +352,26 @@ def test_what_is_the_rest_of_it() -> None:
     assert not is_rest_of(entry("upgrade"), booted)
     assert is_rest_of(entry("bind", deployment=booted.key), booted)
     assert not is_rest_of(entry("bind", deployment=booted.key), staged)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rest"), [("upgrade", False), ("discard", False), ("rollback", False), ("collect", True)]
+)
+async def test_what_somebody_has_done_since_is_not_the_rest_of_it(kind: str, rest: bool) -> None:
+    staged = Deployment("os", "c" * 64, 0, Path("/"), frozenset({Role.STAGED}))
+    jobs = Jobs()
+
+    class Hands:
+        def bind(self, deployment: Deployment, *how: Any, known_only: bool, details: Any) -> tuple[Job, bool]:
+            return jobs.start("bind", unchanged, *how, details=details)
+
+    nothing = cast(Any, None)
+    own = OwnWork(*(nothing, nothing, nothing, nothing, cast(Any, Hands())), collect=nothing, changed=nothing)
+    own.carry_on(entry("upgrade"))
+    own.overtaken(jobs.start("collect", unchanged, ITSELF, {}, slot=False)[0])
+    own.overtaken(jobs.start(kind, unchanged, ANN, {}, slot=False)[0])
+    assert own.keep_bound(staged).details == ({"continues": 9} if rest else {})
+    await jobs.stop()
 
 
 # -- sets ------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 from lashd.running.adoption import Adoption
 from lashd.running.aftercare import Aftercare
-from lashd.running.interrupted import is_rest_of
+from lashd.running.interrupted import WALKS, is_rest_of
 from lashd.running.jobs import Job, Outcome
 from lashd.running.reboot import Rebooter
 from lashd.running.starting import ITSELF, Starter
@@ -21,6 +21,8 @@ from lashd.words.model import Deployment, Owed, Role
 from lashd.words.progress import Stage, StageStarted
 
 _LOOK_SECONDS = 60.0
+# After these another system is staged, or none.
+_OVERTAKE = (*WALKS, "rollback", "discard")
 
 
 class OwnWork:
@@ -48,6 +50,11 @@ class OwnWork:
     def carry_on(self, entry: JobEntry) -> None:
         """What is left of this job, which was interrupted, may be the next that the keeper wants."""
         self._interrupted = entry
+
+    def overtaken(self, job: Job) -> None:
+        """`job` has begun. What somebody else has staged, dropped or bound since, is not the rest of anything."""
+        if job.initiator is not ITSELF and job.kind in _OVERTAKE:
+            self._interrupted = None
 
     # -- the keeper's hands -----------------------------------------------------------------------------------------
 

@@ -243,6 +243,7 @@ class Service(Requests):
         self._listeners.append(listener)
 
     def job_new(self, job: Job) -> None:
+        self._own.overtaken(job)
         self._tell()
 
     def job_changed(self, job: Job, names: frozenset[str]) -> None:
