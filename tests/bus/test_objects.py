@@ -324,6 +324,32 @@ def test_status_line(state: str, blocked: list[tuple[str, str]], line: str) -> N
     assert "\n" not in told
 
 
+async def test_who_reads_much_history_keeps_nobody_waiting(door) -> None:
+    """500 long jobs are some tenths of a second of the loop: all that are asked for at once would stop everything."""
+    at_once: list[int] = []
+    reading = 0
+
+    async def slow(options: Any) -> list[Any]:
+        nonlocal reading
+        reading += 1
+        at_once.append(reading)
+        await asyncio.sleep(0.05)
+        reading -= 1
+        return []
+
+    door.service.get_history = slow
+    asked = [asyncio.create_task(door.call("GetHistory", "a{sv}", {})) for _ in range(10)]
+    await asyncio.sleep(0.1)
+    began = time.monotonic()
+    await door.call("Ping", interface="org.freedesktop.DBus.Peer")
+    assert time.monotonic() - began < 0.2
+    assert not all(one.done() for one in asked)
+    assert await asyncio.gather(*asked) == [[]] * 10
+    assert at_once == [1] * 10
+    with pytest.raises(Exception, match="no option 'x'"):
+        await door.call("GetHistory", "a{sv}", {"x": door.modules.library.Variant("s", "")})
+
+
 async def test_the_history_is_answered_with_its_types(door) -> None:
     job = {"id": 3, "kind": "bind", "details": {"bytes-to-fetch": 5, "changed": True}, "options": {"reason": "why"}}
     ran = {"id": 1, "bound": [("quay.io/edge/agent:latest", "sha256:" + "1" * 64)], "this-boot": True, "from": -5}

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 from lashd.bus.authorise import Authority
 from lashd.bus.contract import BOUND_IMAGE, DEPLOYMENT, JOB, MANAGER, ROOT, contract
@@ -78,6 +80,7 @@ class Door:
         self._rows: dict[str, Row] = {}
         self._looking = False
         self._status = ""
+        self._turns: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
 
     def open(self) -> None:
         """Export everything there is, and follow what happens from now on."""
@@ -170,7 +173,11 @@ class Door:
         return handle
 
     async def _history(self, call: Call) -> list[Any]:
-        return [[to_row(row) for row in await self._service.get_history(decode("GetHistory", call.body[0]))]]
+        options = decode("GetHistory", call.body[0])
+        # Every user gets one answer after the other: 500 long jobs are some tenths of a second and eight megabytes, and
+        # in between all others have their turn.
+        async with self._turns.setdefault(call.uid, asyncio.Lock()):
+            return [[to_row(row) for row in await self._service.get_history(options)]]
 
     async def _sync(self, call: Call) -> list[Any]:
         generation = await self._service.sync()
