@@ -107,10 +107,15 @@ def in_text(path: Path) -> Iterator[str]:
     yield from re.findall(r"^(?:    |.*# )(lashctl [a-z].+)$", text, re.MULTILINE)
 
 
+def in_catalog(path: Path) -> Iterator[str]:
+    yield from re.findall(r"'(lashctl [^']+)'", path.read_text(encoding="utf-8"))
+
+
 def named() -> list[tuple[str, str]]:
     found = [(path, in_code) for path in sorted((REPOSITORY / "daemon/lashd").rglob("*.py"))]
     texts = [*sorted((REPOSITORY / "docs").rglob("*.md")), REPOSITORY / "README.md"]
     found += [(path, in_text) for path in [*texts, *sorted((REPOSITORY / "dbus").glob("*.xml"))]]
+    found.append((REPOSITORY / "packaging/lashd.catalog", in_catalog))
     # Parts of an f-string are constants of their own as well, and end where something is filled in.
     return sorted(
         {(path.name, command) for path, read in found for command in read(path) if command.strip() == command}
