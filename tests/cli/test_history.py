@@ -84,6 +84,7 @@ async def test_what_was_is_shown(lashd: FakeLashd, lashctl: Lashctl) -> None:
     assert ran.out.index("Job: 3 upgrade") < ran.out.index("Job: 2 bind")
     for part in ("Ended: 2026-09-21 14:16:40 UTC", "Asked for by: uid 1000, name cockpit", "Continues: 2"):
         assert part in ran.out
+    assert "Asked for by: uid 0 (root)" in ran.out
     assert [job["id"] for job in json.loads((await lashctl("history", "--limit", "1", "--json")).out)] == [4]
     (job,) = json.loads((await lashctl("history", "3", "--json")).out)
     assert (job["ended"], job["options"], job["initiator"]["uid"]) == (1_790_000_200, {"reason": "patch day"}, 1000)
@@ -92,6 +93,10 @@ async def test_what_was_is_shown(lashd: FakeLashd, lashctl: Lashctl) -> None:
     assert "There is no job 99." in ran.err
     for wrong in ("0", "501", "x"):
         assert (await lashctl("history", "--limit", wrong)).status == 2
+    # What would not be heeded is a mistake.
+    for both in (("history", "--sets", "3"), ("jobs", "3", "--follow", "3"), ("jobs", "--cancel", "3", "3")):
+        ran = await lashctl(*both)
+        assert (ran.status, "not allowed with argument" in ran.err) == (2, True)
 
 
 async def test_what_ran_is_shown(lashd: FakeLashd, lashctl: Lashctl) -> None:

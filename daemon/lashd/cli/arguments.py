@@ -99,14 +99,15 @@ def parser() -> argparse.ArgumentParser:
         made[name].add_argument("--no-wait", action="store_true", help="print the job and return at once")
         made[name].add_argument("--reason", metavar="TEXT", help="why; kept with the job")
     jobs = made["jobs"]
-    jobs.add_argument("id", nargs="?", type=_job_id, metavar="ID", help="the job to show")
     action = jobs.add_mutually_exclusive_group()
     action.add_argument("--follow", type=_job_id, metavar="ID", help="follow this job until it ends")
     action.add_argument("--cancel", type=_job_id, metavar="ID", help="cancel this job")
+    action.add_argument("id", nargs="?", type=_job_id, metavar="ID", help="the job to show")
     history = made["history"]
-    history.add_argument("ids", nargs="*", type=_job_id, metavar="ID", help="only these jobs, in full")
-    history.add_argument("--sets", action="store_true", help="which host image ran with which bound images")
     history.add_argument("--limit", type=_limit, metavar="COUNT", help="at most so many, the newest (default: 50)")
+    about = history.add_mutually_exclusive_group()  # a set has no number to ask for
+    about.add_argument("--sets", action="store_true", help="which host image ran with which bound images")
+    about.add_argument("ids", nargs="*", default=[], type=_job_id, metavar="ID", help="only these jobs, in full")
     return top
 
 

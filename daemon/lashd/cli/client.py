@@ -243,7 +243,7 @@ def _job(row: values.Row) -> Job:
     path = values.text(row, "object") or job_path(values.number(row, "id"))
     # A row has flat keys where the interface has one value that holds them.
     who = {"uid": row.get("uid"), "name": row.get("initiator") or row.get("name"), "unit": row.get("unit")}
-    return jobs.read(path, {**row, "initiator": {key: value for key, value in who.items() if value}})
+    return jobs.read(path, {**row, "initiator": {key: value for key, value in who.items() if value not in (None, "")}})
 
 
 def _options(options: Options, types: Mapping[str, str] | None = None) -> dict[str, Any]:
