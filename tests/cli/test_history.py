@@ -80,6 +80,8 @@ async def test_what_was_is_shown(lashd: FakeLashd, lashctl: Lashctl) -> None:
     # The clock was set back while it ran, and what comes from elsewhere does nothing to the terminal.
     assert "root" in failed
     assert "The disk is full.\\x1b[31m" in failed
+    # Where a sentence has no room its error has a name, in one line.
+    assert (await lashctl("history", COLUMNS="80")).out.splitlines()[-1].endswith("  NoSpace")
     ran = await lashctl("history", "3", "2")
     assert ran.out.index("Job: 3 upgrade") < ran.out.index("Job: 2 bind")
     for part in ("Ended: 2026-09-21 14:16:40 UTC", "Asked for by: uid 1000, name cockpit", "Continues: 2"):

@@ -189,7 +189,7 @@ def test_odd_jobs(first: Any, second: Any, items: Any, more: Any, path: str) -> 
         with redirect_stdout(io.StringIO()) as out, suppress(Failure):
             assert walk.ended(shown, json=True) in (0, 77)
         assert "job" in json.loads(out.getvalue())
-    drawn(tables.jobs([before, after]), 30)
+    drawn(tables.jobs([before, after], width=30), 30)
 
 
 @settings(max_examples=150, deadline=None)
@@ -256,6 +256,8 @@ def test_status_says_each_thing_once() -> None:
     assert "Next try: 2026" in text
     assert "Last error" not in text
     assert "Policy" not in text
+    # With nothing staged nothing waits.
+    assert "Needs attention: • A mistake." in shown(blockedBy=[["settings", "A mistake."]])
     assert text.endswith("'lashctl release sha256:0123456789ab' lets it through without; 'lashctl discard' drops it")
     other = shown(gate="held", deployments=[NEW], bound=LACKS, lastError={"name": "NoSpace", "message": "Full."})
     assert "Last error: NoSpace: Full." in other

@@ -26,7 +26,7 @@ async def history(client: Client, arguments: Any) -> int:
                 print()
             screen.show(tables.one_job(job))
     else:
-        screen.show(view.jobs(found))
+        screen.show(view.jobs(found, width=screen.console().width))
     return 0
 
 

@@ -79,7 +79,7 @@ async def jobs(client: Client, arguments: Any) -> int:
         return 0
     from lashd.cli.render import tables
 
-    screen.show(tables.jobs(found))
+    screen.show(tables.jobs(found, width=screen.console().width))
     return 0
 
 

@@ -10,15 +10,16 @@ from rich.console import Group, RenderableType
 from lashd.cli import values
 from lashd.cli.job import Job
 from lashd.cli.render import words
-from lashd.cli.render.tables import RESULT_STYLES, cell, plain_table
+from lashd.cli.render.tables import RESULT_STYLES, cell, job_error, plain_table
 
 
-def jobs(found: Sequence[Job]) -> RenderableType:
+def jobs(found: Sequence[Job], *, width: int) -> RenderableType:
     """Jobs that were, one row each, as they come."""
     if not found:
         return cell("Nothing is in the history yet.", "dim")
     table = plain_table("ID", "KIND", "RESULT", "STARTED", "TOOK", "BY", "WHAT", fold=("WHAT",))
     for job in found:
+        error = job_error(job, width)
         took = job.ended - job.created
         table.add_row(
             cell(str(job.id)),
@@ -28,7 +29,7 @@ def jobs(found: Sequence[Job]) -> RenderableType:
             # The clock may have been set meanwhile.
             cell(words.period(took) if job.ended and took >= 0 else ""),
             cell(_by(job)),
-            cell(_what(job), "red" if job.error_message else ""),
+            cell(error, "red") if error else cell(_what(job)),
         )
     return table
 
@@ -39,8 +40,6 @@ def _by(job: Job) -> str:
 
 
 def _what(job: Job) -> str:
-    if job.error_message:
-        return words.clean(job.error_message)
     details = values.row(job.details)
     version = words.clean(values.text(details, "version"))
     return (

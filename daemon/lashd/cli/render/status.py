@@ -33,7 +33,9 @@ def status(document: values.Row, job: Job | None = None, *, plain: bool = False)
     blocked = values.pairs(document.get("blocked_by"))
     waits = list(_waits(blocked, bound, told={"job-running"} if job is not None else set(), document=document))
     if waits:
-        parts.append(Text("Waiting for:", style="bold yellow"))
+        parts.append(
+            Text("Waiting for:" if _awaited(document, deployments) else "Needs attention:", style="bold yellow")
+        )
         parts += [Text(f"  {'-' if plain else '•'} {words.clean(sentence)}") for sentence in waits]
     parts += _reboot(values.row(document.get("reboot")), deployments)
     if next_try := words.when(values.number(document, "next_try")):
@@ -97,14 +99,24 @@ def _advice(document: values.Row, deployments: Sequence[values.Row], bound: Sequ
     return "; ".join(found)
 
 
+def _comes(deployments: Sequence[values.Row]) -> bool:
+    """Whether there is something to boot into."""
+    return any("booted" not in _roles(one) and ("staged" in _roles(one) or one.get("next_boot")) for one in deployments)
+
+
+def _awaited(document: values.Row, deployments: Sequence[values.Row]) -> bool:
+    """Whether anything is to happen that reasons can stand against: a next system, a reboot, another try."""
+    asked = values.number(values.row(document.get("reboot")), "asked_at")
+    return bool(asked or values.number(document, "next_try")) or _comes(deployments)
+
+
 def _reboot(row: values.Row, deployments: Sequence[values.Row]) -> list[Text]:
     """The reboot that is wanted; nothing of one that the settings want while there is nothing to boot into."""
     if row.get("started") is True:
         return [_line("Reboot", "it has begun", "green")]
     asked = words.when(values.number(row, "asked_at"))
     waits = {"ready": "waits until everything is ready", "window": "waits for its window"}.get(values.text(row, "when"))
-    news = any("booted" not in _roles(one) and ("staged" in _roles(one) or one.get("next_boot")) for one in deployments)
-    if waits is None or not (asked or news):
+    if waits is None or not (asked or _comes(deployments)):
         return []
     if waits.endswith("window") and (opens := words.when(values.number(row, "next_window"))):
         waits = f"{waits}, which opens at {opens}"

@@ -39,6 +39,8 @@ _PROBLEMS = {
 _WIDTH_FOR_PROBLEMS = 110
 _WIDTH_FOR_DIGEST = 88
 _WIDTH_FOR_SIZE = 66
+# Below this one a table of jobs has the names of errors and not their sentences, which would be columns of syllables.
+_WIDTH_FOR_SENTENCES = 120
 
 
 def cell(text: str, style: str = "") -> Text:
@@ -107,11 +109,17 @@ def row_error(row: values.Row) -> str:
     return values.text(row, "error_message", "error_name")
 
 
-def jobs(found: Sequence[Job]) -> RenderableType:
+def job_error(job: Job, width: int) -> str:
+    """What a table of `width` columns has room for; `jobs ID` and `history ID` have the sentence."""
+    return words.clean((width < _WIDTH_FOR_SENTENCES and job.error_name) or job.error_message or job.error_name)
+
+
+def jobs(found: Sequence[Job], *, width: int) -> RenderableType:
     if not found:
         return cell("No job is known.", "dim")
     table = plain_table("ID", "KIND", "STATE", "RESULT", "CREATED", "WHAT", fold=("WHAT",))
     for job in found:
+        error = job_error(job, width)
         state = words.clean(job.state) if job.state != "running" else f"{words.clean(job.state)} {job.fraction:.0%}"
         table.add_row(
             cell(str(job.id)),
@@ -119,7 +127,7 @@ def jobs(found: Sequence[Job]) -> RenderableType:
             cell(state, "" if job.done else "cyan"),
             cell(words.clean(job.result), RESULT_STYLES.get(job.result, "")),
             cell(words.when(job.created), "dim"),
-            cell(words.clean(job.error_message or ("" if job.done else job.stage)), "red" if job.error_message else ""),
+            cell(error, "red") if error else cell("" if job.done else words.clean(job.stage)),
         )
     return table
 
