@@ -56,8 +56,7 @@ mutants: need-root setup ## each safeguard taken out in a copy: a test must turn
 fuzz: setup ## a million made-up inputs to the parsers of what others wrote, some minutes; INPUTS=1000000 SEED=1
 	$(PYTHON) -m tests.fuzz --inputs $(or $(INPUTS),1000000) --seed $(or $(SEED),1)
 
-.PHONY: help setup need-root demo demo-shell demo-stop lint rights test bench bootc writers faults mutants fuzz
 hostile: need-root setup ## 10,000 bad calls and 200 clients that hang, on both buses and libraries; CALLS=10000
 	$(PYTHON) -m tests.hostile --calls $(or $(CALLS),10000)
 
-.PHONY: help setup need-root demo demo-shell demo-stop lint test bench bootc writers faults mutants fuzz hostile
+.PHONY: help setup need-root demo demo-shell demo-stop lint rights test bench bootc writers faults mutants fuzz hostile
