@@ -39,6 +39,12 @@ _PROGRAMS = (
     ("packaging/libexec", "usr/lib/lashd"),
     ("packaging/greenboot", "usr/lib/greenboot"),
 )
+# Files that are called otherwise on a host than in the checkout.
+_RENAMED = {
+    "packaging/completions/lashctl.bash": "usr/share/bash-completion/completions/lashctl",
+    "packaging/completions/lashctl.fish": "usr/share/fish/vendor_completions.d/lashctl.fish",
+    "packaging/completions/_lashctl": "usr/share/zsh/site-functions/_lashctl",
+}
 # Each where its module exists.
 _COMMANDS = {
     "usr/bin/lashctl": "lashd.cli.main",
@@ -71,6 +77,8 @@ def lashd_layer(tree: Path) -> LayerBlob:
         for path in sorted((REPOSITORY / source).rglob("*")):
             if path.is_file():
                 content[f"{place}/{path.relative_to(REPOSITORY / source)}"] = Program(path.read_bytes())
+    for path, place in _RENAMED.items():
+        content[place] = (REPOSITORY / path).read_bytes()
     for name, module in _COMMANDS.items():
         if (REPOSITORY / "daemon" / module.replace(".", "/")).with_suffix(".py").is_file():
             content[name] = Program(_LAUNCHER.format(module=module).encode())
