@@ -493,3 +493,5 @@ async def test_a_full_disk(full: Path, tmp_path: Path) -> None:
     assert [entry.id for entry in past.ended] == [first.id, second.id]
     await history.stop()
     assert past.ended[1].error_name == ErrorName.CANCELLED
+    # Nobody has cancelled it.
+    assert "because lashd was stopped" in past.ended[1].error_message

@@ -73,6 +73,7 @@ class Job:
         self._tally = Tally()
         self._table = table
         self._task: asyncio.Task[None] | None = None
+        self._stopped = False  # by the daemon's end, and not by somebody who cancelled it
         self._done = asyncio.Event()
         self._pending: set[str] = set()
         self._flush_at: asyncio.TimerHandle | None = None
@@ -157,6 +158,7 @@ class Job:
     async def stop(self) -> None:
         """End the job because the daemon ends, whatever it is doing."""
         if self._task is not None:
+            self._stopped = self.state != "cancelling"
             self._task.cancel()
             await asyncio.wait([self._task])
 
@@ -167,7 +169,7 @@ class Job:
         try:
             outcome = await work(self)
         except asyncio.CancelledError:
-            self._finish("cancelled", LashdError(ErrorName.CANCELLED))
+            self._finish("cancelled", self._cancelled())
         except LashdError as error:
             self._finish("failed", error)
         except Exception:
@@ -181,7 +183,11 @@ class Job:
     def _ended(self, task: asyncio.Task[None]) -> None:
         # A task that is cancelled before its first step never runs at all.
         if self.active:
-            self._finish("cancelled", LashdError(ErrorName.CANCELLED))
+            self._finish("cancelled", self._cancelled())
+
+    def _cancelled(self) -> LashdError:
+        said = f"Job {self.id} ({self.kind}) was ended because lashd was stopped; what was fetched is kept."
+        return LashdError(ErrorName.CANCELLED, said if self._stopped else "")
 
     def _finish(self, result: str, error: LashdError | None) -> None:
         # Whoever sees the state `done` must find the error and the result there already.
