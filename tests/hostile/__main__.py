@@ -106,7 +106,7 @@ async def attack(work: Path, broker: str, library: str, calls: int, seed: int) -
             descriptors=(descriptors, after[1]),
             questions=len(latencies),
             median=round(statistics.median(latencies), 1),
-            p99=round(statistics.quantiles(latencies, n=100)[98], 1),
+            p99=round(statistics.quantiles(latencies, n=100, method="inclusive")[98], 1),
             longest=round(max(latencies), 1),
         )
         return outcome, tally
