@@ -222,7 +222,8 @@ def test_activation_that_failed_and_a_layer_that_is_damaged(
     host.run("systemctl", "restart", "lashd")
     assert states(host, "booted") == {"web": "present", "agent": "present"}
     assert not host.run("ls", aside).output.strip(), "of an earlier boot"
-    assert host.run("test", "-s", "/usr/share/doc/lashd/README.md").status == 0
+    for path in ("doc/lashd/README.md", "bash-completion/completions/lashctl", "zsh/site-functions/_lashctl"):
+        assert host.run("test", "-s", f"/usr/share/{path}").status == 0, path
 
 
 def restarts_told(host: Host, seconds: float = 60) -> list[str]:
