@@ -213,10 +213,10 @@ def test_activation_that_failed_and_a_layer_that_is_damaged(
     assert version_of(host) == "1", host.journal(200)
     assert wait_for_page(host) == "Ahoy from web 1\n"
     assert shown(host, "lashd-activate", "Result") == {"Result": "success"}
-    assert "10.toml: 'gate.polcy'" in host.run("journalctl", "--unit=lashd-activate", "--boot").output
+    assert "10.toml, line 2: 'gate.polcy'" in host.run("journalctl", "--unit=lashd-activate", "--boot").output
     broken = ("journalctl", "--boot", "--output=cat", f"MESSAGE_ID={MessageId.SETTINGS_BROKEN}", "--no-pager")
     for unit in ("lashd-activate", "lashd"):
-        assert "10.toml: 'gate.polcy'" in host.run(*broken, f"--unit={unit}").output, unit
+        assert "10.toml, line 2: 'gate.polcy'" in host.run(*broken, f"--unit={unit}").output, unit
     host.run("rm", "/etc/lashd/lashd.d/10.toml")
     host.run("systemctl", "reset-failed", "lashd", check=False)
     host.run("systemctl", "restart", "lashd")
