@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -41,6 +43,12 @@ test -d /home
 cd /
 rm -r {STORE}/probe
 """
+ASK = (
+    "import socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/lashd/metrics.sock'); "
+    "s.sendall(b'GET /metrics HTTP/1.0\\r\\n\\r\\n'); print(b''.join(iter(lambda: s.recv(65536), b'')).decode())"
+)
+HISTORY = "/var/lib/lashd/history.db"
+KEPT = "SELECT max(id) FROM jobs WHERE ended > 0"
 QUICK = "[collect]\nafter_boot = false\n[daemon]\nidle_exit_seconds = 0.5\n"
 
 
@@ -77,6 +85,7 @@ def test_the_unit(host: Host) -> None:
     _settings(host)
     _idle(host)
     _watchdog(host)
+    _anew(host)
 
 
 def _sandbox(host: Host) -> None:
@@ -136,6 +145,12 @@ def _settings(host: Host) -> None:
     assert (show(host, "MainPID"), show(host, "NRestarts"), show(host, "ActiveState")) == (pid, "0", "active")
 
 
+def opened(host: Host, pid: str) -> list[str]:
+    """What the process has open, by kind."""
+    lines = host.run("sh", "-c", f"readlink /proc/{pid}/fd/*").output.split()
+    return sorted(re.sub(r"[0-9]+", "N", line) for line in lines)
+
+
 def _idle(host: Host) -> None:
     write(host, SETTINGS, QUICK)
     host.run("systemctl", "reload", "lashd.service")
@@ -152,6 +167,10 @@ def _idle(host: Host) -> None:
     assert starts, "it was there all the time"
     # What concerns it wakes it.
     wait_for(host, lambda: show(host, "ActiveState") == "inactive", "the end of a daemon with nothing to do")
+    # And nothing that it does itself: it would come and go for ever.
+    before = show(host, "InvocationID")
+    time.sleep(3)
+    assert (show(host, "ActiveState"), show(host, "InvocationID")) == ("inactive", before)
     touch_store(host)
     wait_for(host, lambda: is_active(host), "a daemon that was woken")
     # Whoever stops it by hand is not overruled.
@@ -162,6 +181,7 @@ def _idle(host: Host) -> None:
     time.sleep(1)
     assert show(host, "ActiveState") == "inactive"
     assert described(host)["state"] == "idle"
+    # Answers come a moment before systemd has stopped the path unit.
     wait_for(host, lambda: is_active(host), "a daemon that was called")
 
 
@@ -176,3 +196,27 @@ def _watchdog(host: Host) -> None:
     wait_for(host, lambda: show(host, "NRestarts") == "1" and is_active(host), "a restart")
     assert "watchdog" in host.journal(200).lower()
     assert show(host, "MainPID") != pid
+
+
+def _anew(host: Host) -> None:
+    host.run("lashctl", "check", check=False)
+    pid = show(host, "MainPID")
+    open_before = opened(host, pid)
+    write(host, SETTINGS, "[gate]\npolicy = 'warn'\n")
+    host.run("systemctl", "reload", "lashd.service")
+    wait_for(host, lambda: described(host)["policy"] == "warn", "the new settings")
+    assert show(host, "MainPID") == pid
+    # Nothing that was open has come along, no signal waits for ever, and all that others connect to is there again.
+    assert opened(host, pid) == open_before
+    status = dict(line.split(":\t", 1) for line in host.run("cat", f"/proc/{pid}/status").output.splitlines())
+    assert int(status["SigBlk"], 16) & 1 << (signal.SIGHUP - 1) == 0
+    assert "lashd_gate_policy" in host.run("python3", "-c", ASK).output
+    # Jobs go on being written down, in the sandbox too, and are numbered on.
+    host.run("lashctl", "check", check=False)
+    jobs = json.loads(host.run("lashctl", "history", "--json").output)
+    assert [job["kind"] for job in jobs[:2]] == ["check", "check"]
+    assert jobs[0]["id"] == jobs[1]["id"] + 1
+    kept = host.run(
+        "python3", "-c", f"import sqlite3; print(*sqlite3.connect({HISTORY!r}).execute({KEPT!r}).fetchone())"
+    )
+    assert int(kept.output) == jobs[0]["id"]
