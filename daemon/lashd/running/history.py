@@ -60,8 +60,9 @@ class History:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="history")
         self._opening: asyncio.Task[None] | None = None
         self._tried = asyncio.Event()
-        self._past: Past | None = None
-        self._waited_for = True  # somebody takes what is found from `start`
+        self._read_once = False
+        self._past: Past | None = None  # until `start` has given it away
+        self._waited_for = True
         self._file: HistoryFile | None = None
         self._waiting: dict[int, JobEntry] = {}
         self._running: SetSeen | None = None
@@ -81,17 +82,19 @@ class History:
         except TimeoutError:
             log.warning("The history %s is not there yet; lashd goes on without it meanwhile", self._path)
         self._waited_for = False
-        return self._past
+        past, self._past = self._past, None
+        return past
 
     async def stop(self) -> None:
         """Write what is still to be written, as far as the disk allows it in STOP_SECONDS, and close the file."""
         for waiting in (self._retry, self._opening):
             if waiting is not None:
                 waiting.cancel()
-        if self._past is None and self._waiting:
+        if not self._read_once and self._waiting and self._opening is not None:
             # Perhaps there is room by now.
             with contextlib.suppress(LashdError, TimeoutError):
-                self._past = await asyncio.wait_for(self._call(self._read), STOP_SECONDS)
+                await asyncio.wait_for(self._call(self._read), STOP_SECONDS)
+                self._read_once = True
         self._kick()
         if self._writer is not None:
             await asyncio.wait([self._writer], timeout=STOP_SECONDS)
@@ -107,7 +110,7 @@ class History:
     @property
     def written(self) -> bool:
         """Whether there is nothing that would be lost if lashd ended."""
-        return self._past is not None and not self._waiting and self._running is None
+        return self._read_once and not self._waiting and self._running is None
 
     # -- what is put down --------------------------------------------------------------------------------------------
 
@@ -160,19 +163,23 @@ class History:
 
     async def _open(self, late: Callable[[Past], None]) -> None:
         """Try until it can be read; nothing is written before, because what this daemon does is not its past."""
-        while self._past is None:
+        past: Past | None = None
+        while past is None:
             try:
-                self._past = await self._call(self._read)
+                past = await self._call(self._read)
+                self._read_once = True
+                if self._waited_for:
+                    self._past = past
             except LashdError as error:
                 self._complain(error)
             except Exception:
                 log.exception("The history was not read by a mistake")
             finally:
                 self._tried.set()
-            if self._past is None:
+            if past is None:
                 await asyncio.sleep(RETRY_SECONDS)
         if not self._waited_for:
-            asyncio.get_running_loop().call_soon(late, self._past)
+            asyncio.get_running_loop().call_soon(late, past)
         self._kick()
 
     def _read(self) -> Past:
@@ -215,7 +222,7 @@ class History:
         self._kick()
 
     def _kick(self) -> None:
-        if self._past is not None and self._writer is None and (self._waiting or self._running is not None):
+        if self._read_once and self._writer is None and (self._waiting or self._running is not None):
             self._writer = asyncio.create_task(self._write(), name="history is written")
 
     async def _write(self) -> None:
