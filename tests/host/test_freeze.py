@@ -180,7 +180,9 @@ def killed(host: Host) -> None:
 
 
 def stopped(host: Host) -> None:
-    host.run("systemctl", "stop", "lashd", timeout=15)
+    host.run("systemctl", "stop", "--no-block", "lashd", timeout=15)
+    # The last that it writes is its history, and where the filesystem is frozen it cannot even be killed over that.
+    until(lambda: not processes(host, "python3", "/usr/bin/lashd"), 5)
 
 
 def told_to_end(host: Host) -> None:

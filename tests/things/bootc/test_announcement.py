@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,19 @@ def test_aside_while_it_is_held(settings: Settings, note: Path) -> None:
     assert note.read_text() == OURS
     settle(settings, staged=True, held=True)
     assert not note.exists()
+
+
+def test_aside_on_another_filesystem(settings: Settings, note: Path) -> None:
+    """To a service with a sandbox its directory in /run is one."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        apart = replace(settings, paths=replace(settings.paths, run=Path(elsewhere)))
+        assert note.parent.stat().st_dev != apart.paths.run.stat().st_dev
+        note.write_text(OURS)
+        settle(apart, staged=True, held=True)
+        assert not note.exists()
+        settle(apart, staged=True, held=False)
+        assert note.read_text() == OURS
+        assert not any(apart.paths.run.iterdir())
 
 
 def test_the_newer_one_counts(settings: Settings, note: Path) -> None:

@@ -25,14 +25,14 @@ def settle(settings: Settings, *, staged: bool, held: bool) -> None:
     aside = settings.paths.run / "reboot-required"
     if held:
         if _is_of_bootc(note):
-            note.replace(aside)
+            _move(note, aside)
     elif not staged:
         aside.unlink(missing_ok=True)
     elif aside.exists():
         if note.exists():
             aside.unlink()
         else:
-            aside.rename(note)
+            _move(aside, note)
 
 
 def announce(settings: Settings, digest: str | None) -> None:
@@ -43,6 +43,16 @@ def announce(settings: Settings, digest: str | None) -> None:
     if settings.gate.policy == "off":
         # Nothing is ever held then, and nobody looks after the file.
         settle(settings, staged=True, held=False)
+
+
+def _move(source: Path, target: Path) -> None:
+    # Not by renaming it: in the daemon's sandbox /run/lashd is a mount of its own.
+    try:
+        content = files.read_small(source, _LIMIT)
+    except ValueError as error:
+        raise OSError(f"{source}: {error}") from error
+    files.write_durably(target, content)
+    source.unlink(missing_ok=True)
 
 
 def _is_of_bootc(note: Path) -> bool:
