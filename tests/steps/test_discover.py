@@ -199,6 +199,8 @@ def test_names(deployment: Deployment, name: str, shown: str) -> None:
         ("[Container]\nImage=--root=/\n", "'--root=/' is not a repository name"),
         ("[Container]\nImage=quay.io/a b\n", "'a b' is not a repository name"),
         ("[Container]\nImage=quay.io/a:$TAG\n", "uses an environment variable"),
+        ("[Container]\nImage=user:secret@quay.io/a:$TAG\n", "'…@quay.io/a:$TAG' uses an environment variable"),
+        ("[Container]\nImage=user:secret@quay.io/" + "a" * 5000, "longer than 4096 characters"),
         ("[Container]\nImage=quay.io/a:%H\n", "uses the specifier %H"),
         ("[Container]\nImage=quay.io/a:%i\n", "'' is not a tag"),
         ("[Container]\nImage=busybox\n", "short name without an alias"),
@@ -218,6 +220,7 @@ def test_bad_units(deployment: Deployment, text: str, why: str) -> None:
     deployment.bind("a.container", text)
     problem = deployment.problem()
     assert why in problem
+    assert "secret" not in problem
     assert len(problem) < 1500
 
 

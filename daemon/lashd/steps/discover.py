@@ -23,7 +23,7 @@ from lashd.things.shortnames import ShortNames
 from lashd.things.specifiers import Meanings, Unresolvable, expand, parse_os_release
 from lashd.words.errors import ErrorName, LashdError
 from lashd.words.model import BadEntry, BoundImage, Discovery, UseProblem
-from lashd.words.reference import Reference, parse_reference
+from lashd.words.reference import Reference, parse_reference, without_user
 
 DIRECTORY = "usr/lib/bootc/bound-images.d"
 ENTRY_LIMIT = 1000
@@ -206,12 +206,11 @@ class _Discoverer:
         return references
 
     def _reference(self, unit: Unit, text: str) -> Reference:
+        shown = without_user(text)[:200]
         if len(text) > _TEXT_LIMIT:
-            raise Unusable(f"its image {text[:200]!r}… is longer than {_TEXT_LIMIT} characters")
+            raise Unusable(f"its image {shown!r}… is longer than {_TEXT_LIMIT} characters")
         if "$" in text:
-            raise Unusable(
-                f"its image {text[:200]!r} uses an environment variable, which only the running service knows"
-            )
+            raise Unusable(f"its image {shown!r} uses an environment variable, which only the running service knows")
         return parse_reference(self._expander(unit)(text), self._short_names)
 
     def _use_problems(self, units: Iterable[Unit]) -> tuple[UseProblem, ...]:

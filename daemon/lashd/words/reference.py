@@ -70,7 +70,7 @@ def parse_reference(text: str, aliases: Aliases = lambda name: None) -> Referenc
 
     Raises BoundImageInvalid with a sentence that says what is wrong with `text`, and never holds a password in it.
     """
-    if _without_user(text) != text:
+    if without_user(text) != text:
         raise _invalid(text, "it holds a user name or a password; those belong in the auth file ('podman login')")
     rest = text.removeprefix("docker://")
     if _IMAGE_ID.fullmatch(rest) or _IMAGE_ID.fullmatch(text.removeprefix("sha256:")):
@@ -132,11 +132,11 @@ def _why_not_a_path(path: str) -> str:
     return f"{_quoted(path)} is not a repository name"
 
 
-def _without_user(text: str) -> str:
+def without_user(text: str) -> str:
     """`text` without the `user:password` that a registry may be written with: everybody may read what is said of it."""
     user, at, rest = text.rpartition("@")
     if _LIKE_A_DIGEST.fullmatch(rest):
-        return f"{_without_user(user)}{at}{rest}"
+        return f"{without_user(user)}{at}{rest}"
     registry = "/" in rest or "." in rest or (":" in user and "/" not in user)
     return f"…@{rest}" if at and registry else text
 
@@ -144,7 +144,7 @@ def _without_user(text: str) -> str:
 def _invalid(text: str, why: str) -> LashdError:
     return LashdError(
         ErrorName.BOUND_IMAGE_INVALID,
-        f"The image reference {_quoted(_without_user(text))} cannot be used: {_shortened(why, 400)}.",
+        f"The image reference {_quoted(without_user(text))} cannot be used: {_shortened(why, 400)}.",
     )
 
 
