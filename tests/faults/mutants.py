@@ -408,7 +408,7 @@ MUTANTS = (
     mutant(
         "a damaged history is kept",
         f"{_DAEMON}/things/history.py",
-        "                if _code(error) not in _DAMAGE:\n",
+        "                if isinstance(error, sqlite3.Error) and _code(error) not in _DAMAGE:\n",
         "                if True:\n",
         "tests/things/test_history.py::test_a_damaged_file_is_set_aside",
     ),
