@@ -16,7 +16,8 @@ _TRACED = Path(__file__).with_name("traced.py")
 _PLACE = "/var/lib/edges"
 _COMMAND = f"/usr/bin/python3 {_PLACE}/traced.py {_PLACE}"
 _STARTS = {
-    "lashd": f"ExecStart=\nExecStart={_COMMAND} lashd\n",
+    # In its sandbox it could not write there.
+    "lashd": f"ExecStart=\nExecStart={_COMMAND} lashd\nReadWritePaths={_PLACE}\n",
     "gate": f"ExecStop=\nExecStop=-/bin/sh /usr/lib/lashd/hold\nExecStop={_COMMAND} gate\n",
 }
 _UNITS = {"lashd": "lashd.service", "gate": "lashd-gate.service"}
