@@ -72,12 +72,16 @@ def fields(record: logging.LogRecord) -> dict[str, Any]:
     }
 
 
+def notify_address() -> str:
+    """Where systemd listens, as socket(7) takes it; empty without systemd."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    return "\0" + address[1:] if address.startswith("@") else address
+
+
 def notify(*assignments: str) -> None:
     """Tell systemd, as sd_notify(3) does: `READY=1`, `STATUS=…`, `STOPPING=1`. Nothing happens without systemd."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
+    address = notify_address()
     if not address:
         return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
         sender.sendto("\n".join(assignments).encode(), address)

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Protocol
 
-from lashd.bus.journal import notify
+from lashd.bus.journal import notify, notify_address
 from lashd.words.errors import LashdError
 from lashd.words.events import MessageId, fields
 
@@ -185,16 +185,15 @@ async def leave(connection: Connection, dispatcher: Dispatcher, name: str) -> No
 def _told(*assignments: str) -> None:
     """Tell systemd, and return when it has heard it."""
     notify(*assignments)
-    address = os.environ.get("NOTIFY_SOCKET", "")
+    address = notify_address()
     if not address:
         return
     reading, writing = os.pipe()
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            place = "\0" + address[1:] if address.startswith("@") else address
-            with contextlib.suppress(OSError):
-                sender.connect(place)  # Python 3.11 sends descriptors to no other address
-                socket.send_fds(sender, [b"BARRIER=1"], [writing])
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        with made as sender, contextlib.suppress(OSError):
+            sender.connect(address)  # Python 3.11 sends descriptors to no other address
+            socket.send_fds(sender, [b"BARRIER=1"], [writing])
         os.close(writing)
         writing = -1
         _closed(reading)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lashd.running.job import Initiator, Job, Work
-from lashd.running.jobs import Jobs
+from lashd.running.jobs import Jobs, Listener
 from lashd.running.view import View
 from lashd.words.errors import ErrorName, LashdError
 
@@ -46,7 +46,7 @@ class _Asked:
     ended: float | None = None
 
 
-class Asking:
+class Asking(Listener):
     """Starts the jobs of check and plan. `state` is equal as long as an old answer may still be true."""
 
     def __init__(self, jobs: Jobs, state: Callable[[], Hashable], clock: Callable[[], float] = time.monotonic) -> None:
@@ -100,12 +100,6 @@ class Asking:
         spent[uid] = [*times, now]
 
     # -- news of the jobs ---------------------------------------------------------------------------------------------
-
-    def job_new(self, job: Job) -> None:
-        pass
-
-    def job_changed(self, job: Job, names: frozenset[str]) -> None:
-        pass
 
     def job_done(self, job: Job) -> None:
         for asked in self._asked.values():

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
-from lashd.running.jobs import Job
+from lashd.running.jobs import Job, Listener
 from lashd.things.logind import inhibited
 from lashd.words.progress import Stage
 
@@ -21,16 +21,13 @@ WHY = "Container images are being bound to the next system; what is complete in 
 BINDING = frozenset({Stage.HOLD, Stage.DISCOVER, Stage.PLAN, Stage.PULL, Stage.VERIFY, Stage.RECORD, Stage.RELEASE})
 
 
-class Delay:
+class Delay(Listener):
     """Listens to the jobs. `inhibit` takes the inhibitor for as long as its block lasts; the value says whether."""
 
     def __init__(self, inhibit: Callable[[str], AbstractAsyncContextManager[bool]] = inhibited) -> None:
         self._inhibit = inhibit
         self._held: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()  # also those that are about to end
-
-    def job_new(self, job: Job) -> None:
-        pass
 
     def job_changed(self, job: Job, names: frozenset[str]) -> None:
         if "stage" in names and job.slot and job.stage in BINDING and self._held is None:
@@ -43,9 +40,6 @@ class Delay:
             # The next job does not wait until this one's child is gone, so that may be there a moment longer.
             self._held.cancel()
             self._held = None
-
-    def job_removed(self, job: Job) -> None:
-        pass
 
     async def stop(self) -> None:
         """Let go, and wait until nothing is left."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lashd.running.jobs import KEEP_JOBS, KEEP_SECONDS, Job
+from lashd.running.jobs import KEEP_JOBS, KEEP_SECONDS, Job, Listener
 from lashd.things.history_rows import JobEntry, SetEntry, SetSeen
 from lashd.words.errors import LashdError
 
@@ -49,7 +49,7 @@ class Past:
     interrupted: tuple[JobEntry, ...]
 
 
-class History:
+class History(Listener):
     """Listens to the jobs. `boot` is the id of this boot; `run` is where no two daemons have the same lock."""
 
     def __init__(self, state: Path, run: Path, boot: str) -> None:
@@ -123,9 +123,6 @@ class History:
 
     def job_done(self, job: Job) -> None:
         self._put(self._entry(job, ended=max(1, int(time.time()))))
-
-    def job_removed(self, job: Job) -> None:
-        pass
 
     def put(self, entry: JobEntry) -> None:
         """What became of a job of an earlier daemon."""

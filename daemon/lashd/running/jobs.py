@@ -24,10 +24,19 @@ KEEP_JOBS = 64
 
 
 class Listener(Protocol):
-    def job_new(self, job: Job) -> None: ...
-    def job_changed(self, job: Job, names: frozenset[str]) -> None: ...
-    def job_done(self, job: Job) -> None: ...
-    def job_removed(self, job: Job) -> None: ...
+    """Who derives from it says only what it wants to hear."""
+
+    def job_new(self, job: Job) -> None:
+        return
+
+    def job_changed(self, job: Job, names: frozenset[str]) -> None:
+        return
+
+    def job_done(self, job: Job) -> None:
+        return
+
+    def job_removed(self, job: Job) -> None:
+        return
 
 
 class Jobs:

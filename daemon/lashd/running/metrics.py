@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lashd
-from lashd.running.jobs import Job, Jobs
+from lashd.running.jobs import Job, Jobs, Listener
 from lashd.running.reading import Reader
 from lashd.running.rows import Row
 from lashd.words.errors import ErrorName, LashdError
@@ -38,7 +38,7 @@ class _LastSuccess:
     times: Mapping[str, int] = field(default_factory=dict)
 
 
-class JobFigures:
+class JobFigures(Listener):
     """Listens to jobs, and adds up. `note`: the file that keeps when which kind last ended well."""
 
     def __init__(self, jobs: Jobs, note: Path) -> None:
@@ -84,9 +84,6 @@ class JobFigures:
     def job_new(self, job: Job) -> None:
         self._begun[job.id] = time.monotonic()
 
-    def job_changed(self, job: Job, names: frozenset[str]) -> None:
-        pass
-
     def job_done(self, job: Job) -> None:
         self.ended[job.kind, job.result] += 1
         now = time.monotonic()
@@ -96,9 +93,6 @@ class JobFigures:
         if job.result in ("success", "unchanged"):
             self.successes[job.kind] = int(time.time())
             self._unwritten = True
-
-    def job_removed(self, job: Job) -> None:
-        pass
 
 
 def values(service: Reader, figures: JobFigures) -> Values:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from lashd.running.alerts import Alerts
-from lashd.running.jobs import Job
+from lashd.running.jobs import Job, Listener
 from lashd.running.metrics import JobFigures, values
 from lashd.running.metrics_socket import MetricsSocket
 from lashd.running.service import Service
@@ -26,7 +26,7 @@ PAUSE_SECONDS = 2.0
 WRITE_SECONDS = 60.0
 
 
-class Observer:
+class Observer(Listener):
     """To be entered before the service is started, so that it hears of every job."""
 
     def __init__(self, service: Service) -> None:
@@ -66,16 +66,10 @@ class Observer:
     def state_changed(self) -> None:
         self._news.set()
 
-    def job_new(self, job: Job) -> None: ...
-
-    def job_changed(self, job: Job, names: frozenset[str]) -> None: ...
-
     def job_done(self, job: Job) -> None:
         # Not later: the next try may be under way by then, and nothing would ever be seen to stay as it is.
         self._alert()
         self._news.set()
-
-    def job_removed(self, job: Job) -> None: ...
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 

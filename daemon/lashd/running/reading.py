@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lashd
@@ -36,32 +36,35 @@ HISTORY_ROWS = 50
 Options = Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the service is made of, as far as it is read; `boot` is the id of this boot."""
+
+    settings: Settings
+    backend: HostBackend
+    jobs: Jobs
+    walk: Walk
+    view: View
+    shutdowns: Shutdowns
+    rebooter: Rebooter
+    boot: str
+    history: History
+
+
 class Reader:
     """The readers of the service; whoever changes something derives from it."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        backend: HostBackend,
-        *,
-        jobs: Jobs,
-        walk: Walk,
-        view: View,
-        shutdowns: Shutdowns,
-        rebooter: Rebooter,
-        boot: str,
-        history: History,
-    ) -> None:
-        self.settings = settings
-        self.jobs = jobs
-        self._backend = backend
-        self._walk = walk
-        self._view = view
-        self._shutdowns = shutdowns
-        self._rebooter = rebooter
-        self._boot = boot
-        self._history = history
-        self._verdict = shutdowns.verdict()
+    def __init__(self, parts: Parts) -> None:
+        self.settings = parts.settings
+        self.jobs = parts.jobs
+        self._backend = parts.backend
+        self._walk = parts.walk
+        self._view = parts.view
+        self._shutdowns = parts.shutdowns
+        self._rebooter = parts.rebooter
+        self._boot = parts.boot
+        self._history = parts.history
+        self._verdict = parts.shutdowns.verdict()
         self._keeper: Keeper | None = None  # there is none where nothing is booted
         self._last_error = ("", "")
         self._generation = 1

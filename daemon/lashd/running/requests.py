@@ -10,19 +10,13 @@ from typing import Any
 
 from lashd.running.asking import Asking
 from lashd.running.chores import Chores
-from lashd.running.history import History
-from lashd.running.jobs import Initiator, Job, Jobs, Outcome
+from lashd.running.jobs import Initiator, Job, Outcome
 from lashd.running.orders import Orders, came_back, expected_owed, expected_staged
-from lashd.running.reading import Options, Reader
-from lashd.running.reboot import Rebooter
+from lashd.running.reading import Options, Parts, Reader
 from lashd.running.starting import Starter
-from lashd.running.view import View
-from lashd.running.walk import Walk, plan_facts
-from lashd.steps.shutdowns import Shutdowns
+from lashd.running.walk import plan_facts
 from lashd.things.bootc.others import others
-from lashd.things.host import HostBackend
 from lashd.words import events
-from lashd.words.config import Settings
 from lashd.words.errors import TOLD, ErrorName, LashdError
 from lashd.words.model import Owed, Role
 from lashd.words.progress import Stage, StageStarted
@@ -44,39 +38,22 @@ class Requests(Reader):
 
     def __init__(
         self,
-        settings: Settings,
-        backend: HostBackend,
+        parts: Parts,
         *,
-        jobs: Jobs,
-        walk: Walk,
-        view: View,
-        shutdowns: Shutdowns,
-        rebooter: Rebooter,
-        boot: str,
         orders: Orders,
         chores: Chores,
         starter: Starter,
         asking: Asking,
         changed: Callable[[], None],
-        history: History,
     ) -> None:
-        super().__init__(
-            *(settings, backend),
-            jobs=jobs,
-            walk=walk,
-            view=view,
-            shutdowns=shutdowns,
-            rebooter=rebooter,
-            boot=boot,
-            history=history,
-        )
+        super().__init__(parts)
         self._orders = orders
         self._chores = chores
         self._starter = starter
         self._asking = asking
         self._changed = changed
-        self._barred_note = settings.paths.run / "activation.json"
-        self._restarts_note = settings.paths.run / "restarts.json"
+        self._barred_note = self.settings.paths.run / "activation.json"
+        self._restarts_note = self.settings.paths.run / "restarts.json"
         self.settings_problem = ""  # a sentence, when the settings' files could not be read
 
     # -- what changes something, as a job ---------------------------------------------------------------------------

@@ -16,11 +16,13 @@ from lashd.running.delay import Delay
 from lashd.running.history import History, Past
 from lashd.running.interrupted import Found, carries_on, recalled, told
 from lashd.running.jobs import Job, Jobs
+from lashd.running.jobs import Listener as JobListener
 from lashd.running.keeper import Keeper
 from lashd.running.numbers import Numbers
 from lashd.running.orders import Orders
 from lashd.running.outlook import look_ahead
 from lashd.running.ownwork import OwnWork
+from lashd.running.reading import Parts
 from lashd.running.reboot import Rebooter
 from lashd.running.reboot_ways import Outlook
 from lashd.running.requests import Requests
@@ -49,7 +51,7 @@ class Listener(Protocol):
     def state_changed(self) -> None: ...
 
 
-class Service(Requests):
+class Service(Requests, JobListener):
     """Everything a door can ask for. Mutators return (job, joined) or raise LashdError; readers return plain rows."""
 
     def __init__(self, settings: Settings, backend: HostBackend) -> None:
@@ -63,20 +65,14 @@ class Service(Requests):
         walk = Walk(backend, store, records, settings)
         view = View(backend, store, records, PrimaryStore(settings.paths.root))
         self._adoption = Adoption(view, store, records, self._tell)
+        rebooter = Rebooter(settings, self._look_ahead, boot=boot, changed=self._tell)
         super().__init__(
-            *(settings, backend),
-            jobs=jobs,
-            walk=walk,
-            view=view,
-            shutdowns=shutdowns,
-            rebooter=Rebooter(settings, self._look_ahead, boot=boot, changed=self._tell),
-            boot=boot,
+            Parts(settings, backend, jobs, walk, view, shutdowns, rebooter, boot, self._history),
             orders=Orders(backend, shutdowns),
             chores=Chores(backend, store, records, shutdowns, settings.paths.root),
             starter=Starter(jobs, backend, walk, self._adoption),
             asking=Asking(jobs, lambda: how_it_stands(view, jobs)),
             changed=self._tell,
-            history=self._history,
         )
         self._own = OwnWork(
             *(settings, backend, view, self._adoption, self._starter),
@@ -262,9 +258,6 @@ class Service(Requests):
             if self._keeper is not None:
                 self._keeper.job_done(job)
         self._tell()
-
-    def job_removed(self, job: Job) -> None:
-        pass
 
     def _tell(self) -> None:
         self._rebooter.poke()

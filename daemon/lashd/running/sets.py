@@ -9,7 +9,7 @@ import time
 
 from lashd.running.adoption import Adoption
 from lashd.running.history import History
-from lashd.running.jobs import Job
+from lashd.running.jobs import Job, Listener
 from lashd.running.view import View
 from lashd.steps.record import Records
 from lashd.things.history_rows import SetSeen
@@ -24,7 +24,7 @@ FIRST_SECONDS = 600.0
 AGAIN_SECONDS = 4 * 3600.0
 
 
-class Sets:
+class Sets(Listener):
     """Looks when it may have changed: once what runs is known, and after each job that changes the host."""
 
     def __init__(self, view: View, records: Records, adoption: Adoption, history: History, boot: str) -> None:
@@ -84,15 +84,6 @@ class Sets:
 
     # -- listens to the jobs -----------------------------------------------------------------------------------------
 
-    def job_new(self, job: Job) -> None:
-        pass
-
-    def job_changed(self, job: Job, names: frozenset[str]) -> None:
-        pass
-
     def job_done(self, job: Job) -> None:
         if job.slot:
             self._poked.set()
-
-    def job_removed(self, job: Job) -> None:
-        pass
